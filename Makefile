@@ -1,0 +1,64 @@
+# Needs python3 (3.11+), a C++17 compiler and make; the rest comes from PyPI into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= cpu,train,eval,test,dev
+PYTEST_ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cpp/*)
+CPP := $(wildcard cpp/*.cpp cpp/*.hpp)
+export PATH := $(BIN):$(PATH)
+
+BUILD_HINT := Installing failed (see above). Where the C++ build fails, Debian: apt-get install g++ python3-dev. \
+              To go on without it, slower: PATCHPOSE_PURE_PYTHON=1 make $(MAKECMDGOALS)
+CV2_HINT := OpenCV does not load. Debian: apt-get install libgl1 libglib2.0-0
+INSTALL = echo 'Installing cv-patchpose[$(1)] into $(VENV)'; $(PIP) --no-build-isolation -e '.[$(1)]' $(2) || { echo '$(BUILD_HINT)' >&2; exit 1; }
+CHECK_CV2 = $(BIN)/python -c 'import cv2' || { echo '$(CV2_HINT)' >&2; exit 1; }
+
+.PHONY: setup test demo lint format typecheck bench clean
+
+setup: $(VENV)/.full
+
+test: $(VENV)/.full
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo_photographs.py demo
+	$(BIN)/cv-patchpose match demo/first.jpg demo/second.jpg -o demo/matches.png
+	@echo 'Before and after, side by side: $(CURDIR)/demo/matches.png'
+
+lint: $(VENV)/.full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.full
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+typecheck: $(VENV)/.full
+	$(BIN)/mypy
+
+bench: $(VENV)/.full
+	for script in $(wildcard benchmarks/bench_*.py); do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info cv_patchpose/_core.*.so
+
+$(VENV)/.tools: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11+ is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV) || { echo 'Debian: apt-get install python3-venv' >&2; exit 1; }
+	@$(PIP) setuptools wheel pybind11 cmake ninja
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.tools $(SOURCES)
+	@$(call INSTALL,cpu,scikit-image)
+	@$(CHECK_CV2)
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.tools $(SOURCES)
+	@$(call INSTALL,$(EXTRAS))
+	@$(CHECK_CV2)
+	@touch $@

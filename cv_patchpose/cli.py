@@ -1,0 +1,284 @@
+"""The command cv-patchpose, one thin function per verb."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import cv2
+
+from cv_patchpose.assigner import PatchPoseAssigner
+from cv_patchpose.detectors import DETECTORS, detect
+from cv_patchpose.drawing import draw_matches_before_after, draw_poses
+from cv_patchpose.errors import ModelError
+from cv_patchpose.estimator import BUNDLED_MODELS, PoseEstimator, model_path
+from cv_patchpose.files import (
+    COLUMNS,
+    PICTURE_SUFFIXES,
+    TABLE_SUFFIXES,
+    check_output,
+    read_image,
+    write_file,
+    write_keypoints,
+    write_picture,
+)
+from cv_patchpose.matching import GEOMETRIES, match_keypoints
+
+_FAILURES = (ValueError, TypeError, OSError, ImportError, ModelError, cv2.error)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments behind the command's name; None: those of the process.
+
+    Returns:
+        0; 2 after an error, which has been printed; 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _build_parser(arguments).parse_args(arguments)
+        return _VERBS[args.verb].run(args) or 0
+    except _FAILURES as error:
+        print(f"cv-patchpose: error: {_describe(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cv-patchpose: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Verb(NamedTuple):
+    help: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+
+
+def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Declare all verbs, but arguments only of those called: some need packages of an extra."""
+    parser = argparse.ArgumentParser(
+        prog="cv-patchpose", description="Learned scale and orientation for OpenCV keypoints."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in _VERBS.items():
+        verb_parser = verbs.add_parser(name, help=verb.help, description=verb.help)
+        if name in arguments:
+            verb.declare(verb_parser)
+    return parser
+
+
+def _declare_posing(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(BUNDLED_MODELS)
+    parser.add_argument("--model", default="polar", help=f"{names} or an ONNX file (polar)")
+    parser.add_argument("--top-k", type=int, default=1, help="most poses per keypoint (1)")
+    parser.add_argument("--max-keypoints", type=int, default=2000, help="strongest kept (2000)")
+
+
+def _declare_assign(parser: argparse.ArgumentParser) -> None:
+    columns = ", ".join(COLUMNS)
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help=f".npz or .csv with columns {columns}"
+    )
+    parser.add_argument("--detector", choices=DETECTORS, default="sift")
+    parser.add_argument("--picture", type=Path, help="also draw the poses, .png or .jpg")
+    _declare_posing(parser)
+
+
+def _run_assign(args: argparse.Namespace) -> None:
+    check_output(args.output, TABLE_SUFFIXES)
+    if args.picture:
+        check_output(args.picture, PICTURE_SUFFIXES)
+    image = read_image(args.image)
+    assigner = PatchPoseAssigner(args.model, top_k=args.top_k)
+    keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
+    write_keypoints(args.output, keypoints)
+    print(f"{args.output}: {len(keypoints)} keypoints")
+    if args.picture:
+        write_picture(args.picture, draw_poses(image, keypoints))
+        print(args.picture)
+
+
+def _declare_match(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image1", type=Path, metavar="IMAGE1")
+    parser.add_argument("image2", type=Path, metavar="IMAGE2")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="picture, .png or .jpg")
+    parser.add_argument(
+        "--geometry",
+        choices=GEOMETRIES,
+        default="homography",
+        help="what correct matches must agree with: homography (default) for planes and turning "
+        "cameras, fundamental for other scenes",
+    )
+    _declare_posing(parser)
+
+
+def _run_match(args: argparse.Namespace) -> None:
+    check_output(args.output, PICTURE_SUFFIXES)
+    image1, image2 = read_image(args.image1), read_image(args.image2)
+    assigner = PatchPoseAssigner(args.model, top_k=args.top_k)
+    own1, own2 = (detect(image, "sift", args.max_keypoints) for image in (image1, image2))
+    before = match_keypoints(image1, own1, image2, own2, geometry=args.geometry)
+    ours1, ours2 = assigner.assign(image1, own1), assigner.assign(image2, own2)
+    after = match_keypoints(image1, ours1, image2, ours2, geometry=args.geometry)
+    titles = ("SIFT's own pose", f"Pose by cv_patchpose ({assigner.estimator.metadata.name})")
+    picture = draw_matches_before_after(image1, image2, before, after, titles=titles)
+    write_picture(args.output, picture)
+    rows = [
+        (title, " + ".join(map(str, found.keypoints)), str(len(found)), str(found.inlier.sum()))
+        for title, found in zip(titles, (before, after), strict=True)
+    ]
+    _print_table(("pose", "keypoints", "matches", "inliers"), *rows)
+    print(args.output)
+
+
+def _declare_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT")
+    parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")
+
+
+def _run_export(args: argparse.Namespace) -> None:
+    if (args.source is None) == (args.model is None):
+        raise ValueError("export: expected either RUN_OR_CHECKPOINT or --model NAME")
+    if args.model is None:
+        check_output(args.output, (".onnx",))
+        _import_extra("training.export", "train").export_checkpoint(args.source, args.output)
+        print(args.output)
+        return
+    source = model_path(args.model)
+    target: Path = args.output
+    if target.suffix.lower() != ".onnx":
+        target.mkdir(parents=True, exist_ok=True)
+        target = target / source.name
+    check_output(target, (".onnx",))
+    write_file(target, source.read_bytes())
+    print(target)
+
+
+# option: (field of TrainConfig, type, help)
+_TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
+    "--minutes": ("budget_minutes", float, "training time"),
+    "--keypoints": ("budget_keypoints", int, "stop after so many keypoints instead"),
+    "--batch-size": ("batch_size", int, "keypoints per step"),
+    "--seed": ("seed", int, "of everything random"),
+    "--threads": ("threads", int, "of PyTorch; 0: its own choice"),
+    "--streams": ("streams", int, "threads that make views"),
+    "--init": ("init", str, "checkpoint to begin with"),
+}
+
+
+def _declare_train(parser: argparse.ArgumentParser) -> None:
+    default = _import_extra("training.options", "train").TrainConfig()
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of photographs")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+    for option, (field, kind, text) in _TRAIN_OPTIONS.items():
+        value = getattr(default, field)
+        parser.add_argument(
+            option,
+            dest=field,
+            type=kind,
+            default=value,
+            metavar=option.lstrip("-").upper(),
+            help=text if value is None else f"{text} ({value})",
+        )
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    training = _import_extra("training.trainer", "train")
+    options = _import_extra("training.options", "train")
+    given = {field: getattr(args, field) for field, _, _ in _TRAIN_OPTIONS.values()}
+    config = dataclasses.replace(options.TrainConfig(), **given)
+    print(training.Trainer(args.images, args.output, config, resume=args.resume).train())
+
+
+def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
+    _import_extra("evaluation.cli", "eval").add_arguments(parser)
+
+
+def _run_evaluate(args: argparse.Namespace) -> int:
+    return int(_import_extra("evaluation.cli", "eval").run(args))
+
+
+def _declare_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", default="polar", metavar="MODEL", help="name or ONNX file (polar)"
+    )
+
+
+def _run_info(args: argparse.Namespace) -> None:
+    estimator = PoseEstimator(args.model)
+    about = dataclasses.asdict(estimator.metadata)
+    training = about.pop("training")
+    _print_table(
+        ("cv-patchpose", _version()),
+        ("OpenCV", cv2.__version__),
+        ("engine", estimator.engine),
+        ("providers", ", ".join(estimator.providers)),
+        ("file", str(estimator.path)),
+        *((name, _plain(value)) for name, value in about.items()),
+        *((f"training: {name}", _plain(value)) for name, value in training.items()),
+    )
+
+
+_VERBS = {
+    "assign": _Verb("write posed keypoints of an image", _declare_assign, _run_assign),
+    "match": _Verb(
+        "match two images with the detector's pose and with ours", _declare_match, _run_match
+    ),
+    "export": _Verb("write an ONNX model", _declare_export, _run_export),
+    "train": _Verb("train a model on a folder of photographs", _declare_train, _run_train),
+    "evaluate": _Verb("run a benchmark", _declare_evaluate, _run_evaluate),
+    "info": _Verb("describe the installation and a model", _declare_info, _run_info),
+}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return str(value)
+
+
+def _print_table(*rows: Sequence[str]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("cv-patchpose")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _import_extra(module: str, extra: str) -> ModuleType:
+    """Import a module of ours that needs packages of an extra."""
+    try:
+        return import_module(f"cv_patchpose.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("cv_patchpose"):
+            raise
+        raise ImportError(
+            f"{error.name}: expected an installed package, got none; "
+            f"pip install 'cv-patchpose[{extra}]'"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

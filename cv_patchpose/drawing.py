@@ -1,0 +1,192 @@
+"""Poses and matches as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cv_patchpose.matching import Matches
+
+Picture: TypeAlias = NDArray[np.uint8]
+
+_SHIFT = 4  # fractional bits of the places handed to OpenCV
+_POSE_COLOR = (80, 220, 60)
+_INK, _PAPER = (38, 34, 32), (255, 255, 255)
+_FAINT_INK = (130, 122, 118)
+_FONT = cv2.FONT_HERSHEY_DUPLEX
+_CELL_HEIGHT_PX, _CELL_WIDTH_PX = 480, 720
+_CAPTION_PX, _GAP_PX = 56, 16
+
+
+def draw_poses(image: Any, keypoints: Sequence[cv2.KeyPoint]) -> Picture:
+    """Draw each keypoint as a circle of its size with a line in its direction.
+
+    Args:
+        image: (H, W) or BGR, uint8; not changed.
+        keypoints: Those without angle are drawn without line.
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+    """
+    picture = _as_color(image)
+    for keypoint in keypoints:
+        center = np.array(keypoint.pt)
+        radius = max(keypoint.size / 2, 1.0)
+        _draw_circle(picture, center, radius, _INK, 3)
+        _draw_circle(picture, center, radius, _POSE_COLOR, 1)
+        if keypoint.angle >= 0:
+            angle = np.radians(keypoint.angle)
+            end = center + radius * np.array([np.cos(angle), np.sin(angle)])
+            _draw_line(picture, center, end, _POSE_COLOR)
+    return picture
+
+
+def draw_matches_before_after(
+    image1: Any,
+    image2: Any,
+    before: Matches,
+    after: Matches,
+    *,
+    titles: tuple[str, str] = ("The detector's own pose", "Pose by cv_patchpose"),
+) -> Picture:
+    """Draw the matches of two ways to pose the same keypoints, one row below the other.
+
+    Each row has a caption with the counts and the two images side by side; lines join the inliers,
+    coloured by their place in image 1.
+
+    Args:
+        image1: (H, W) or BGR, uint8; not changed.
+        image2: (H, W) or BGR, uint8; not changed.
+        before: Matches of the upper row.
+        after: Matches of the lower row.
+        titles: Of the two rows, plain ASCII.
+
+    Returns:
+        (H', W', 3) uint8, BGR.
+    """
+    rows = []
+    for title, matches in zip(titles, (before, after), strict=True):
+        images, corners, zooms = _side_by_side(_soften(image1), _soften(image2))
+        _draw_inliers(images, matches, corners, zooms)
+        rows += [_caption(title, matches, images.shape[1]), images]
+    width = rows[0].shape[1]
+    rows.append(np.full((_GAP_PX, width, 3), _PAPER, np.uint8))
+    picture = np.concatenate(rows)
+    return cv2.copyMakeBorder(
+        picture, 0, 0, _GAP_PX, _GAP_PX, cv2.BORDER_CONSTANT, value=_PAPER
+    ).astype(np.uint8)
+
+
+def _as_color(image: Any) -> Picture:
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise ValueError(
+            f"image: expected (H, W) or (H, W, 3) uint8, got {array.shape} {array.dtype}"
+        )
+    if array.ndim == 2:
+        return np.ascontiguousarray(np.repeat(array[..., None], 3, axis=2))
+    return array[..., :3].copy()
+
+
+def _soften(image: Any) -> Picture:
+    """Pale, darker copy on which coloured lines stand out."""
+    color = _as_color(image)
+    gray = color.mean(axis=2, keepdims=True)
+    return np.asarray(0.75 * (0.35 * color + 0.65 * gray), np.uint8)
+
+
+def _side_by_side(
+    first: Picture, second: Picture
+) -> tuple[Picture, NDArray[np.float64], tuple[float, float]]:
+    """Fit two images into cells; return them, their (2, 2) corners (x, y) and their zooms."""
+    fitted, zooms = [], []
+    for image in (first, second):
+        height, width = image.shape[:2]
+        zoom = min(_CELL_HEIGHT_PX / height, _CELL_WIDTH_PX / width)
+        size = (max(round(width * zoom), 1), max(round(height * zoom), 1))
+        way = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+        fitted.append(np.asarray(cv2.resize(image, size, interpolation=way), np.uint8))
+        zooms.append(zoom)
+    height = max(image.shape[0] for image in fitted)
+    width = fitted[0].shape[1] + _GAP_PX + fitted[1].shape[1]
+    canvas = np.full((height, width, 3), _PAPER, np.uint8)
+    corners = np.zeros((2, 2))
+    corners[1, 0] = fitted[0].shape[1] + _GAP_PX
+    for image, corner in zip(fitted, corners, strict=True):
+        corner[1] = (height - image.shape[0]) // 2
+        x, y = corner.astype(int)
+        canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return canvas, corners, (zooms[0], zooms[1])
+
+
+def _draw_inliers(
+    canvas: Picture, matches: Matches, corners: NDArray[np.float64], zooms: tuple[float, float]
+) -> None:
+    start = _in_cell(matches.xy1_px[matches.inlier], zooms[0], corners[0])
+    end = _in_cell(matches.xy2_px[matches.inlier], zooms[1], corners[1])
+    if not len(start):
+        return
+    colors = _rainbow(start[:, 0] + 0.5 * start[:, 1])
+    lines = canvas.copy()
+    for a, b, color in zip(start, end, colors, strict=True):
+        _draw_line(lines, a, b, color)
+    strength = float(np.clip(12.0 / np.sqrt(len(start)), 0.3, 0.85))
+    canvas[:] = cv2.addWeighted(lines, strength, canvas, 1 - strength, 0)
+    for a, b, color in zip(start, end, colors, strict=True):
+        _draw_circle(canvas, a, 2.0, color, -1)
+        _draw_circle(canvas, b, 2.0, color, -1)
+
+
+def _in_cell(
+    xy_px: NDArray[np.float32], zoom: float, corner: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Take pixel places of an image to the canvas; pixel centres lie at integers in both."""
+    return np.asarray((xy_px + 0.5) * zoom - 0.5 + corner, np.float64)
+
+
+def _rainbow(values: NDArray[np.float64]) -> list[tuple[int, ...]]:
+    """BGR colours by rank."""
+    rank = values.argsort().argsort() / max(len(values) - 1, 1)
+    level = np.asarray(20 + 215 * rank, np.uint8)[:, None]
+    return [tuple(color) for color in cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[:, 0].tolist()]
+
+
+def _caption(title: str, matches: Matches, width: int) -> Picture:
+    strip = np.full((_CAPTION_PX, width, 3), _PAPER, np.uint8)
+    first, second = matches.keypoints
+    baseline = _CAPTION_PX - 18
+    inliers = f"{int(matches.inlier.sum())} inliers"
+    details = f"{first} + {second} keypoints, {len(matches)} matches,"
+    scale = min(0.8, 0.8 * width / _text_width(f"{title}   {details} {inliers}", 0.8))
+    cv2.putText(strip, title, (0, baseline), _FONT, scale, _INK, 1, cv2.LINE_AA)
+    left = width - _text_width(inliers, scale)
+    cv2.putText(strip, inliers, (left, baseline), _FONT, scale, _INK, 1, cv2.LINE_AA)
+    left -= _text_width(details + " ", scale)
+    cv2.putText(strip, details, (left, baseline), _FONT, scale, _FAINT_INK, 1, cv2.LINE_AA)
+    return strip
+
+
+def _text_width(text: str, scale: float) -> int:
+    return int(cv2.getTextSize(text, _FONT, scale, 1)[0][0])
+
+
+def _draw_line(
+    canvas: Picture, start: NDArray[Any], end: NDArray[Any], color: tuple[int, ...]
+) -> None:
+    cv2.line(canvas, _fixed(start), _fixed(end), color, 1, cv2.LINE_AA, _SHIFT)
+
+
+def _draw_circle(
+    canvas: Picture, center: NDArray[Any], radius: float, color: tuple[int, ...], thickness: int
+) -> None:
+    radius_fixed = round(radius * 2**_SHIFT)
+    cv2.circle(canvas, _fixed(center), radius_fixed, color, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _fixed(place: NDArray[Any]) -> tuple[int, int]:
+    x, y = np.rint(np.asarray(place) * 2**_SHIFT).astype(int).tolist()
+    return x, y

@@ -1,0 +1,245 @@
+"""Pose histograms of patches from an ONNX model."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cv_patchpose.errors import ModelError
+from cv_patchpose.histograms import PoseHistograms
+from cv_patchpose.metadata import ModelMetadata, read_metadata
+
+BUNDLED_MODELS = ("polar", "resnet18")
+ENGINES = ("onnxruntime", "opencv")
+
+_BATCH = 256
+_OUTPUTS = ("scale", "orientation")
+_CPU_PROVIDER = "CPUExecutionProvider"
+_LOG = logging.getLogger(__name__)
+
+
+class _Engine(Protocol):
+    providers: tuple[str, ...]
+
+    def run(self, patches: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """Return the scale and the orientation histograms of a batch."""
+
+
+class PoseEstimator:
+    """Estimates pose histograms of patches with an ONNX model.
+
+    Can be pickled; the copy opens the model again.
+
+    Attributes:
+        path: Of the model's file.
+        metadata: Of the model.
+        engine: "onnxruntime" or "opencv", the one in use.
+        providers: Execution providers really in use, most preferred first.
+
+    Args:
+        model: A bundled model's name, "polar" or "resnet18", or the path of an exported ONNX file.
+        engine: "onnxruntime" or "opencv" (cv2.dnn, always there); None: ONNX Runtime where it is
+            installed.
+        providers: Execution providers of ONNX Runtime in order of preference, for example
+            ["CUDAExecutionProvider"]; those that are not available are left out, and the CPU is
+            always the last one. None: the CPU.
+        num_threads: Of ONNX Runtime; None: cv2.getNumThreads(). cv2.dnn has OpenCV's.
+
+    Raises:
+        ModelError: The model is missing, foreign or broken.
+        ValueError: An unknown engine, or one that is not installed; a bad number of threads.
+        TypeError: Providers that are not a list or tuple of names.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "polar",
+        *,
+        engine: str | None = None,
+        providers: Sequence[str] | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self._settings: dict[str, Any] = {
+            "engine": engine,
+            "providers": _check_providers(providers),
+            "num_threads": _check_threads(num_threads),
+        }
+        self.engine = _choose_engine(engine)
+        self.path = model_path(model)
+        self._open()
+
+    def histograms(self, patches: NDArray[np.float32]) -> PoseHistograms:
+        """Estimate the histograms of N patches, in batches.
+
+        Args:
+            patches: (N, C, H, W) float32, sampled as `metadata` says.
+
+        Raises:
+            ValueError: Patches of another shape.
+        """
+        shape = self.metadata.patch_shape
+        if patches.ndim != 4 or patches.shape[1:] != shape:
+            raise ValueError(f"patches: expected (N, {str(shape)[1:]}, got {patches.shape}")
+        bins = self.metadata.bins
+        scale = np.empty((len(patches), bins.scale), np.float32)
+        orientation = np.empty((len(patches), bins.orientation), np.float32)
+        for first in range(0, len(patches), _BATCH):
+            batch = slice(first, first + _BATCH)
+            scale[batch], orientation[batch] = self._engine.run(
+                np.ascontiguousarray(patches[batch], np.float32)
+            )
+        return PoseHistograms(scale=scale, orientation=orientation)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers really in use, most preferred first."""
+        return self._engine.providers
+
+    def _open(self) -> None:
+        content = _read_model(self.path)
+        self.metadata: ModelMetadata = read_metadata(content, str(self.path))
+        settings = self._settings
+        try:
+            if self.engine == "opencv":
+                self._engine: _Engine = _OpenCVEngine(content)
+            else:
+                self._engine = _RuntimeEngine(
+                    content, settings["providers"], settings["num_threads"]
+                )
+            outputs = self._engine.run(np.zeros((1, *self.metadata.patch_shape), np.float32))
+        except Exception as error:  # the engines' own exceptions share no narrower base
+            raise ModelError(
+                f"{self.path}: expected a model with input patches (N, C, H, W) and outputs "
+                f"scale and orientation, got {error}"
+            ) from error
+        self._check_outputs(outputs)
+
+    def _check_outputs(self, outputs: Sequence[NDArray[np.float32]]) -> None:
+        bins = self.metadata.bins
+        found = tuple(output.shape for output in outputs)
+        expected = ((1, bins.scale), (1, bins.orientation))
+        if found != expected:
+            raise ModelError(f"{self.path}: expected outputs of shape {expected}, got {found}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is needed to open the model again."""
+        return {"engine": self.engine, "path": self.path, "settings": self._settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the model again."""
+        self.engine, self.path, self._settings = state["engine"], state["path"], state["settings"]
+        self._open()
+
+
+def model_path(model: str | Path) -> Path:
+    """Find the file of a model.
+
+    Args:
+        model: A bundled model's name or the path of an ONNX file.
+
+    Raises:
+        ModelError: There is no such file.
+        TypeError: Neither text nor a path.
+    """
+    if not isinstance(model, (str, Path)):
+        raise TypeError(f"model: expected a name or a path, got {type(model).__name__}")
+    path = _bundled_path(model) if model in BUNDLED_MODELS else Path(model)
+    if not path.is_file():
+        names = ", ".join(BUNDLED_MODELS)
+        raise ModelError(f"{path}: expected {names} or the path of an ONNX file, got no file")
+    return path
+
+
+def _bundled_path(name: str | Path) -> Path:
+    try:
+        return Path(str(resources.files("cv_patchpose.models"))) / f"{name}.onnx"
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{name}: expected the package's models, got none installed") from error
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: expected a readable ONNX file, got {error.strerror}") from error
+
+
+def _check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
+    if providers is None:
+        return (_CPU_PROVIDER,)
+    if not isinstance(providers, (list, tuple)) or not all(isinstance(p, str) for p in providers):
+        raise TypeError(f"providers: expected a list or tuple of names, got {providers!r}")
+    return tuple(providers)
+
+
+def _check_threads(num_threads: int | None) -> int | None:
+    if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
+        raise ValueError(f"num_threads: expected at least 1 or None, got {num_threads!r}")
+    return num_threads
+
+
+def _choose_engine(engine: str | None) -> str:
+    if engine is not None and engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)} or None, got {engine!r}")
+    installed = importlib.util.find_spec("onnxruntime") is not None
+    if engine == "onnxruntime" and not installed:
+        raise ValueError(
+            "engine: expected onnxruntime to be installed (pip install cv-patchpose[cpu]), "
+            "got no such package"
+        )
+    return engine or ("onnxruntime" if installed else "opencv")
+
+
+class _RuntimeEngine:
+    """ONNX Runtime."""
+
+    def __init__(self, model: bytes, providers: tuple[str, ...], num_threads: int | None) -> None:
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        usable = [name for name in providers if name in available and name != _CPU_PROVIDER]
+        for name in set(providers) - set(available):
+            _LOG.warning("the execution provider %s is not available", name)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or cv2.getNumThreads()
+        # Idle threads would otherwise go on spinning while the sampler needs the processor.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=[*usable, _CPU_PROVIDER]
+        )
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+
+    def run(self, patches: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """Return the scale and the orientation histograms of a batch."""
+        outputs: Sequence[NDArray[np.float32]] = self._session.run(
+            list(_OUTPUTS), {"patches": patches}
+        )
+        return outputs
+
+
+class _OpenCVEngine:
+    """OpenCV's own network engine."""
+
+    def __init__(self, model: bytes) -> None:
+        self.providers: tuple[str, ...] = ("OpenCV",)
+        content = np.frombuffer(model, np.uint8)
+        if hasattr(cv2.dnn, "ENGINE_NEW"):  # OpenCV 5, whose engine refuses enableFusion
+            self._net = cv2.dnn.readNetFromONNX(content, cv2.dnn.ENGINE_NEW)
+        else:
+            # With fused layers it answers wrongly once the batch size has changed.
+            self._net = cv2.dnn.readNetFromONNX(content)
+            self._net.enableFusion(False)
+
+    def run(self, patches: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """Return the scale and the orientation histograms of a batch."""
+        self._net.setInput(patches, "patches")
+        # All outputs at once: the new engine cannot compute one without the others.
+        return tuple(np.asarray(o, np.float32) for o in self._net.forward(_OUTPUTS))

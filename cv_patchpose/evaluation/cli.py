@@ -1,0 +1,123 @@
+"""The evaluate command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cv_patchpose.errors import ModelError
+from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
+from cv_patchpose.evaluation.detection import DETECTORS
+from cv_patchpose.evaluation.report import describe_environment, format_table
+from cv_patchpose.evaluation.runner import require_choice
+from cv_patchpose.files import check_output, write_file
+
+_BENCHMARKS: dict[str, tuple[ModuleType, type[Any]]] = {
+    "homography-matching": (homography_matching, homography_matching.MatchingProtocol),
+    "homography-pose": (homography_pose, homography_pose.PoseProtocol),
+    "patchpose": (patchpose, patchpose.PatchPoseProtocol),
+}
+_OPTIONS = {
+    field.name for _, protocol in _BENCHMARKS.values() for field in dataclasses.fields(protocol)
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; options left out keep the protocol's default."""
+    names = ", ".join(_BENCHMARKS)
+    parser.add_argument("benchmark", metavar="BENCHMARK", help=f"one of {names}")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of sequences or images")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    options = parser.add_argument_group("protocol").add_argument
+    absent = argparse.SUPPRESS
+    options("--methods", type=_comma_list, required=True, metavar="A,B,...",
+            help="identity, upright, detector, detector-all, gradient-histogram, orinet, polar, "
+            "resnet18 or a path to an ONNX file; learned ones take :K for the K best poses, "
+            "@angle or @scale to write only that")  # fmt: skip
+    options("--detector", default=absent, help=f"one of {', '.join(DETECTORS)} (default sift)")
+    options("--max-keypoints", type=int, default=absent, help="strongest points kept (1000)")
+    options("--corner-size", type=float, default=absent, metavar="PX",
+            help="size of points of detectors without scale (12)")  # fmt: skip
+    options("--min-zoom-change", type=float, default=absent, metavar="F",
+            help="only pairs zoomed by more than F or less than 1/F")  # fmt: skip
+    options("--points", default=absent, help="fixed or repeated (default fixed)")
+    options("--window-px", type=float, default=absent, help="support of fixed points")
+    options("--ground-truth", default=absent, help="local or global (default local)")
+    options("--rotate", type=float, default=absent, metavar="DEG", help="turn image 2 clockwise")
+    options("--zoom", type=float, default=absent, metavar="F", help="zoom image 2")
+    options("--scale-prior", type=_scale_prior, default=absent, metavar="OCTAVES",
+            help="deviation of the prior on scale, none, or auto (default)")  # fmt: skip
+    options("--images", type=int, default=absent, help="photographs drawn (20)")
+    options("--seed", type=int, default=absent, help="of the draws (0)")
+    options("--peer-weights", type=Path, default=absent, metavar="DIR",
+            help="folder with OriNet.pth")  # fmt: skip
+    options("--quick", action="store_true", default=absent, help="a third of the work")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a benchmark, write its JSON file and print its table.
+
+    Args:
+        args: Parsed by :func:`add_arguments`.
+
+    Returns:
+        0, or 1 if some sequences or images could not be measured.
+
+    Raises:
+        ValueError: Unknown benchmark, method or option for it, or nothing to measure.
+    """
+    require_choice("benchmark", args.benchmark, tuple(_BENCHMARKS))
+    check_output(args.output, (".json",))
+    module, protocol_class = _BENCHMARKS[args.benchmark]
+    protocol = _build_protocol(args, protocol_class)
+    outcome = module.run_benchmark(args.root, protocol, args.jobs)
+    content = {
+        "benchmark": args.benchmark,
+        "protocol": {"root": args.root.name, **dataclasses.asdict(protocol)},
+        "rows": outcome.rows,
+        "failures": outcome.failures,
+        "environment": describe_environment(),
+    }
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_file(args.output, text.encode())
+    print(format_table(outcome.rows))
+    for name, what in outcome.failures.items():
+        print(f"not measured: {name}: {what}", file=sys.stderr)
+    return int(bool(outcome.failures))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command on its own; bad input ends it with one line and status 2."""
+    parser = argparse.ArgumentParser(prog="cv-patchpose evaluate")
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except (ValueError, OSError, ImportError, ModelError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
+def _build_protocol(args: argparse.Namespace, protocol_class: type[Any]) -> Any:
+    fields = {field.name for field in dataclasses.fields(protocol_class)}
+    given = {name: value for name, value in vars(args).items() if name in _OPTIONS}
+    for name in sorted(given.keys() - fields):
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"{option}: expected an option of {args.benchmark}, got one of another")
+    return protocol_class(**given)
+
+
+def _comma_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _scale_prior(text: str) -> float | str | None:
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    return float(text)

@@ -1,0 +1,217 @@
+"""Relative pose on planar scenes: are scale and orientation those the homography implies?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cv_patchpose.evaluation.detection import detect, harris_corners
+from cv_patchpose.evaluation.homography import global_change, local_change, project
+from cv_patchpose.evaluation.methods import Method, MethodSettings, require_one_pose
+from cv_patchpose.evaluation.metrics import (
+    PoseErrors,
+    pose_errors,
+    summarize_pose_errors,
+)
+from cv_patchpose.evaluation.runner import (
+    Outcome,
+    load_methods,
+    require_choice,
+    require_positive,
+    run_units,
+)
+from cv_patchpose.evaluation.sequences import (
+    ImageSequence,
+    View,
+    find_sequences,
+    thin_out,
+    turn_image,
+)
+from cv_patchpose.files import read_image
+from cv_patchpose.keypoints import KeypointArrays
+
+POINT_SOURCES = ("fixed", "repeated")
+GROUND_TRUTHS = ("local", "global")
+_FIXED_POINTS_PER_PAIR = 400
+_REPEATED_WITHIN_PX = 2.0
+_REPEATED_WITHIN_OCTAVES = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseProtocol:
+    """How relative pose is measured.
+
+    Attributes:
+        methods: Names of the methods compared.
+        points: "fixed" reads poses of image 1's Harris corners and of their exact positions in
+            image 2; "repeated" those of SIFT detections found again in image 2.
+        window_px: Support of every point of "fixed".
+        ground_truth: "local" takes the homography's change at each point, "global" one change
+            for the pair.
+        max_keypoints: Strongest SIFT points per image of "repeated".
+        rotate: Degrees clockwise by which image 2 is turned.
+        zoom: Factor by which image 2 is zoomed.
+        scale_prior: See :class:`MethodSettings`; "auto" is a flat prior for "fixed".
+        peer_weights: Folder with the weights of published estimators.
+        quick: Every third pair, at most 500 points.
+    """
+
+    methods: tuple[str, ...]
+    points: str = "fixed"
+    window_px: float = 96.0
+    ground_truth: str = "local"
+    max_keypoints: int = 1000
+    rotate: float = 0.0
+    zoom: float = 1.0
+    scale_prior: float | Literal["auto"] | None = "auto"
+    peer_weights: Path | None = None
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(max_keypoints=self.max_keypoints, window_px=self.window_px, zoom=self.zoom)
+        require_choice("points", self.points, POINT_SOURCES)
+        require_choice("ground_truth", self.ground_truth, GROUND_TRUTHS)
+        require_one_pose(self.methods)
+
+
+def run_benchmark(root: Path, protocol: PoseProtocol, jobs: int = 1) -> Outcome:
+    """Measure relative poses on every pair under a root with every method.
+
+    Args:
+        root: Folder with sequences in HPatches layout.
+        protocol: What is measured and how.
+        jobs: Number of processes.
+
+    Raises:
+        ValueError: Nothing to measure, or a setting that makes no sense.
+    """
+    if protocol.quick:
+        protocol = replace(protocol, max_keypoints=min(500, protocol.max_keypoints))
+    _methods(protocol)
+    sequences, failures = find_sequences(root)
+    if protocol.quick:
+        sequences = thin_out(sequences)
+    results, failed = run_units(partial(measure_sequence, protocol=protocol), sequences, jobs)
+    rows = [
+        {"method": name, **summarize_pose_errors([result[name] for result in results])}
+        for name in protocol.methods
+    ]
+    return Outcome(rows, failures | failed)
+
+
+def measure_sequence(
+    sequence: ImageSequence, protocol: PoseProtocol
+) -> list[dict[str, PoseErrors]]:
+    """Measure relative poses between image 1 of a sequence and each of its targets.
+
+    Args:
+        sequence: Image 1 and its targets.
+        protocol: What is measured and how.
+
+    Returns:
+        For each pair the errors of each method.
+    """
+    methods = _methods(protocol)
+    view1 = turn_image(read_image(sequence.first))
+    results = []
+    for target in sequence.targets:
+        view2 = turn_image(read_image(target.path), protocol.rotate, protocol.zoom)
+        homography = view2.from_photo @ target.homography
+        if protocol.points == "fixed":
+            points1, points2 = fixed_points(view1, view2, homography, protocol.window_px)
+        else:
+            points1, points2 = repeated_points(view1, view2, homography, protocol.max_keypoints)
+        scale, angle_deg = _true_change(homography, points1, protocol.ground_truth)
+        results.append(
+            {
+                name: pose_errors(
+                    method.estimate(view1.image, points1),
+                    method.estimate(view2.image, points2),
+                    scale,
+                    angle_deg,
+                )
+                for name, method in methods.items()
+            }
+        )
+    return results
+
+
+def fixed_points(
+    view1: View, view2: View, homography: NDArray[np.float64], window_px: float
+) -> tuple[KeypointArrays, KeypointArrays]:
+    """Take image 1's strongest Harris corners, and their exact positions in image 2.
+
+    Args:
+        view1: Image 1.
+        view2: Image 2.
+        homography: (3, 3), from image 1 to image 2.
+        window_px: Support that must lie inside both images.
+
+    Returns:
+        The same number of points in both images, at most 400, all of one size.
+    """
+    corners = harris_corners(view1.image)
+    xy1 = corners.xy_px.astype(np.float64)
+    xy2 = project(homography, xy1)
+    inside = view1.shows(xy1, window_px / 2) & view2.shows(xy2, window_px / 2)
+    index = np.flatnonzero(inside)[:_FIXED_POINTS_PER_PAIR]
+    points1 = corners.take(index)
+    return points1, replace(points1, xy_px=xy2[index].astype(np.float32))
+
+
+def repeated_points(
+    view1: View, view2: View, homography: NDArray[np.float64], max_points: int
+) -> tuple[KeypointArrays, KeypointArrays]:
+    """Find SIFT detections of image 1 that were made again in image 2.
+
+    A detection repeats if the two are each other's nearest, within 2 px in image 2, among those
+    whose sizes agree with the homography within half an octave.
+
+    Args:
+        view1: Image 1.
+        view2: Image 2.
+        homography: (3, 3), from image 1 to image 2.
+        max_points: Strongest detections considered per image, one orientation each.
+
+    Returns:
+        The same number of points in both images, as detected.
+    """
+    points1, points2 = (detect(view, "sift", max_points, 1.0).points for view in (view1, view2))
+    if not len(points1) or not len(points2):
+        return points1.take(np.arange(0)), points2.take(np.arange(0))
+    xy1 = points1.xy_px.astype(np.float64)
+    scale, _ = local_change(homography, xy1)
+    offset = project(homography, xy1)[:, None] - points2.xy_px
+    distance_px = np.linalg.norm(offset, axis=2)
+    octaves = np.log2(points2.size_px / (points1.size_px * scale)[:, None])
+    distance_px[np.abs(octaves) > _REPEATED_WITHIN_OCTAVES] = np.inf
+    nearest2 = distance_px.argmin(1)
+    index1 = np.arange(len(points1))
+    mutual = distance_px.argmin(0)[nearest2] == index1
+    repeated = mutual & (distance_px[index1, nearest2] <= _REPEATED_WITHIN_PX)
+    return points1.take(index1[repeated]), points2.take(nearest2[repeated])
+
+
+def _true_change(
+    homography: NDArray[np.float64], points1: KeypointArrays, ground_truth: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if ground_truth == "local":
+        return local_change(homography, points1.xy_px.astype(np.float64))
+    scale, angle_deg = global_change(homography)
+    return np.full(len(points1), scale), np.full(len(points1), angle_deg)
+
+
+def _methods(protocol: PoseProtocol) -> dict[str, Method]:
+    fixed = protocol.points == "fixed"
+    prior = None if fixed and protocol.scale_prior == "auto" else protocol.scale_prior
+    settings = MethodSettings(
+        window_px=protocol.window_px if fixed else None,
+        scale_prior_octaves=prior,
+        peer_weights=protocol.peer_weights,
+    )
+    return load_methods(protocol.methods, settings)

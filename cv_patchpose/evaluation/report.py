@@ -1,0 +1,57 @@
+"""Results as an aligned table, and where they were measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import cv2
+
+_PACKAGES = ("cv-patchpose", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "kornia")
+_LISTED_ELSEWHERE = ("mma_2", "mma_4", "mma_6", "mma_7", "mma_8", "mma_9", "mma_10")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Name the machine and the versions a result was measured with."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "opencv": cv2.__version__,
+        **versions,
+    }
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Align rows of named numbers under their names.
+
+    Args:
+        rows: One mapping per line, all with the same keys.
+
+    Returns:
+        The table; absent numbers are "-".
+    """
+    names = [name for name in rows[0] if name not in _LISTED_ELSEWHERE]
+    lines = [names] + [[_format_cell(name, row[name]) for name in names] for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def _format_cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}" if name.startswith("mma_") else f"{value:.1f}"
+    return str(value)

@@ -1,0 +1,198 @@
+"""Image sequences in HPatches layout, opened as they are or with image 2 turned and zoomed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cv_patchpose.evaluation.homography import project
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A later image of a sequence.
+
+    Attributes:
+        path: Image file.
+        homography: (3, 3), from the sequence's image 1 to this image.
+    """
+
+    path: Path
+    homography: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSequence:
+    """Image 1 of a scene and the images it is compared with.
+
+    Attributes:
+        name: Folder, relative to the root that was searched.
+        first: File of image 1.
+        targets: Images 2, 3, ... in order.
+    """
+
+    name: str
+    first: Path
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """An image and where its photograph lies in it.
+
+    Attributes:
+        image: (h, w, 3) uint8, BGR.
+        from_photo: (3, 3), from the photograph's pixels to the image's.
+        photo_size: Width and height of the photograph, pixels.
+    """
+
+    image: NDArray[np.uint8]
+    from_photo: NDArray[np.float64]
+    photo_size: tuple[int, int]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the image is more than the bare photograph."""
+        return not np.array_equal(self.from_photo, np.eye(3))
+
+    def shows(self, xy_px: NDArray[np.float64], margin_px: float = 0.0) -> NDArray[np.bool_]:
+        """Tell which points have photograph around them.
+
+        Args:
+            xy_px: (N, 2) points of the image, pixels.
+            margin_px: Least distance to the photograph's border, pixels of the image.
+
+        Returns:
+            (N,) bool.
+        """
+        to_photo = np.asarray(np.linalg.inv(self.from_photo), np.float64)
+        margin = margin_px * math.sqrt(abs(np.linalg.det(to_photo[:2, :2])))
+        xy = project(to_photo, xy_px)
+        limit = np.asarray(self.photo_size) - 1.0 - margin
+        return np.asarray(np.all((xy >= margin) & (xy <= limit), axis=1))
+
+
+def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
+    """Find every folder under a root that holds images 1, 2, ... and files H_1_2, ...
+
+    Args:
+        root: Folder, searched recursively.
+
+    Returns:
+        The sequences in order of name, and for each folder that could not be read its name and
+        what is wrong with it.
+
+    Raises:
+        ValueError: ``root`` is no folder or holds no sequence.
+    """
+    if not root.is_dir():
+        raise ValueError(f"root: expected a folder, got {root}")
+    sequences: list[ImageSequence] = []
+    failures: dict[str, str] = {}
+    for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
+        images = _numbered_images(folder)
+        if 1 not in images or not (len(images) > 1 or any(folder.glob("H_1_*"))):
+            continue
+        name = folder.relative_to(root).as_posix()
+        try:
+            sequences.append(_read_sequence(name, folder, images))
+        except ValueError as error:
+            failures[name] = str(error)
+    if not sequences and not failures:
+        raise ValueError(
+            f"root: expected folders with images 1.*, 2.*, ... and files H_1_2, ..., "
+            f"got none under {root}"
+        )
+    return sequences, failures
+
+
+def _numbered_images(folder: Path) -> dict[int, Path]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return {int(path.stem): path for path in files if path.stem.isdecimal() and path.stem[0] != "0"}
+
+
+def _read_sequence(name: str, folder: Path, images: dict[int, Path]) -> ImageSequence:
+    listed = {int(path.name[4:]) for path in folder.glob("H_1_*") if path.name[4:].isdecimal()}
+    for index in sorted(listed - set(images)):
+        raise ValueError(f"{folder / f'H_1_{index}'}: expected an image {index}.* beside it")
+    targets = tuple(
+        Target(images[index], read_homography(folder / f"H_1_{index}"))
+        for index in sorted(images)
+        if index != 1
+    )
+    return ImageSequence(name, images[1], targets)
+
+
+def thin_out(sequences: list[ImageSequence]) -> list[ImageSequence]:
+    """Keep every third pair, counted over all sequences."""
+    numbered = itertools.count()
+    thinned = [
+        replace(sequence, targets=tuple(t for t in sequence.targets if next(numbered) % 3 == 0))
+        for sequence in sequences
+    ]
+    return [sequence for sequence in thinned if sequence.targets]
+
+
+def read_homography(path: Path) -> NDArray[np.float64]:
+    """Read a 3 x 3 matrix of text.
+
+    Args:
+        path: File with nine numbers in three lines.
+
+    Returns:
+        (3, 3) float64.
+
+    Raises:
+        ValueError: The file is missing or holds no invertible 3 x 3 matrix; names it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a homography file, got none")
+    try:
+        homography = np.loadtxt(path, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a 3 x 3 matrix, got {error}") from error
+    if homography.shape != (3, 3) or not np.isfinite(homography).all():
+        raise ValueError(f"{path}: expected a finite 3 x 3 matrix, got shape {homography.shape}")
+    if np.linalg.matrix_rank(homography) < 3:
+        raise ValueError(f"{path}: expected an invertible matrix, got a singular one")
+    return homography
+
+
+def turn_image(image: NDArray[np.uint8], rotate_deg: float = 0.0, zoom: float = 1.0) -> View:
+    """Turn an image about its centre and zoom it, on a canvas that holds all of it.
+
+    Shrinking blurs first, so that a photograph's own blur of half a pixel stays half a pixel.
+    The canvas around the photograph is black.
+
+    Args:
+        image: (h, w, 3) uint8.
+        rotate_deg: Degrees clockwise on screen.
+        zoom: Factor on lengths.
+
+    Returns:
+        The view; without turn and zoom it is the image itself.
+    """
+    height, width = image.shape[:2]
+    if rotate_deg % 360.0 == 0.0 and zoom == 1.0:
+        return View(image, np.eye(3), (width, height))
+    if zoom < 1.0:
+        blur_px = 0.5 * math.sqrt(zoom**-2 - 1.0)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur_px), np.uint8)
+    turn = math.radians(rotate_deg)
+    linear = zoom * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    canvas = np.ceil(np.abs(linear) @ (width, height) - 1e-6).astype(int)
+    from_photo = np.eye(3)
+    from_photo[:2, :2] = linear
+    from_photo[:2, 2] = (canvas - 1) / 2 - linear @ ((width - 1) / 2, (height - 1) / 2)
+    size = (int(canvas[0]), int(canvas[1]))
+    turned = cv2.warpAffine(image, from_photo[:2], size, flags=cv2.INTER_CUBIC)
+    return View(np.asarray(turned, np.uint8), from_photo, (width, height))

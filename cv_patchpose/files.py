@@ -1,0 +1,86 @@
+"""Image and result files, read and written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cv_patchpose.keypoints import arrays_from_keypoints
+
+COLUMNS = ("x", "y", "size", "angle", "response", "octave", "class_id")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+TABLE_SUFFIXES = (".npz", ".csv")
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file.
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no image.
+    """
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    image: Any = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if image is None:
+        raise ValueError(f"{path}: expected an image file, got one that cannot be decoded")
+    return np.asarray(image, np.uint8)
+
+
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """Check a file that is to be written, before the work and not after it.
+
+    Raises:
+        ValueError: Another suffix, no folder to write to, or a folder of that name.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: expected a file in an existing folder, got no such folder")
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, got a folder")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) BGR in the format of the file's suffix, whole or not at all."""
+    write_file(path, cv2.imencode(path.suffix.lower(), picture)[1].tobytes())
+
+
+def write_keypoints(path: Path, keypoints: Sequence[cv2.KeyPoint]) -> None:
+    """Write N keypoints as an (N, 7) table with the columns `COLUMNS`, whole or not at all.
+
+    A .npz file holds it as float64 array `keypoints`, beside `columns`; a .csv file has a header.
+    """
+    fields = vars(arrays_from_keypoints(keypoints)).values()
+    table = np.column_stack([np.asarray(field, np.float64) for field in fields])
+    buffer = io.BytesIO()
+    if path.suffix.lower() == ".npz":
+        np.savez_compressed(buffer, keypoints=table, columns=np.array(COLUMNS))
+    else:
+        np.savetxt(buffer, table, "%.9g", ",", header=",".join(COLUMNS), comments="")
+    write_file(path, buffer.getvalue())

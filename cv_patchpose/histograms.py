@@ -1,0 +1,273 @@
+"""Orientation and scale histograms of patches, and the poses read from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SMALLEST_PROBABILITY = 1e-12
+_FLATNESS = 1e-4  # a histogram whose spread is below this share of its mean says nothing
+_POSTERIOR_STEPS_PER_BIN = 8
+_NARROWEST_SIGMA = 1e-6
+NO_ANGLE_DEG = -1.0
+
+
+@dataclass(frozen=True)
+class PoseBins:
+    """Bins of the two histograms of a patch.
+
+    Attributes:
+        orientation: Number R of orientation bins; bin i is centred at i * 360 / R degrees.
+        scale: Number S of scale bins, centred at (i - (S - 1) / 2) / scale_per_octave octaves.
+        scale_per_octave: Scale bins per octave.
+
+    Raises:
+        ValueError: A count is not a positive integer.
+    """
+
+    orientation: int = 36
+    scale: int = 13
+    scale_per_octave: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        for name in ("orientation", "scale", "scale_per_octave"):
+            value: Any = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+    @property
+    def orientation_centers_deg(self) -> NDArray[np.float64]:
+        """(R,) centres of the orientation bins, degrees clockwise on screen."""
+        return np.arange(self.orientation, dtype=np.float64) * (360.0 / self.orientation)
+
+    @property
+    def scale_centers_octaves(self) -> NDArray[np.float64]:
+        """(S,) centres of the scale bins, octaves."""
+        index = np.arange(self.scale, dtype=np.float64)
+        return (index - (self.scale - 1) / 2) / self.scale_per_octave
+
+
+@dataclass(frozen=True)
+class PoseHistograms:
+    """Histograms of N patches; rows sum to 1.
+
+    Attributes:
+        scale: (N, S) float32.
+        orientation: (N, R) float32.
+    """
+
+    scale: NDArray[np.float32]
+    orientation: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PatchPoses:
+    """Poses of keypoints, in the order of the keypoints, the best of each keypoint first.
+
+    Attributes:
+        keypoint_index: (M,) int64, non-decreasing index of the keypoint a pose belongs to.
+        scale: (M,) float64, factor on the size of the input keypoint.
+        angle_deg: (M,) float64 in [0, 360), clockwise on screen; -1 where there is none.
+        score: (M,) float64 in [0, 1], probability of the mode.
+    """
+
+    keypoint_index: NDArray[np.int64]
+    scale: NDArray[np.float64]
+    angle_deg: NDArray[np.float64]
+    score: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Return the number M of poses."""
+        return len(self.keypoint_index)
+
+
+def find_modes(
+    histograms: PoseHistograms,
+    bins: PoseBins,
+    *,
+    top_k: int = 1,
+    min_ratio: float = 0.0,
+    scale_prior_sigma: NDArray[np.floating[Any]] | float = np.inf,
+    scale_offset_octaves: float = 0.0,
+) -> PatchPoses:
+    """Read the most probable poses from histograms.
+
+    A mode is a local maximum (circular for orientation); its place is the top of the parabola
+    through the logarithms of the peak and its two neighbours, at most half a bin away. Scale
+    peaks in the first or last bin stay at the bin's centre. The probability of a mode is the
+    mass of its bin and the two neighbours. A pose is a pair of an orientation mode and a scale
+    mode, its score the product of their probabilities.
+
+    With a finite prior the scale is the posterior mean of prior times histogram instead: one
+    scale per keypoint, whose probability is the posterior mass within 1.5 bins of it.
+
+    A flat histogram says nothing: the scale is then 1, the angle -1, its probability 1 / bins.
+
+    Args:
+        histograms: Of N patches.
+        bins: Of the histograms.
+        top_k: Most poses per keypoint.
+        min_ratio: Poses whose score is below this share of their keypoint's best are left out.
+        scale_prior_sigma: (N,) or one number, octaves; standard deviation of a Gaussian prior
+            on log2(scale), centred at 0. inf: no prior.
+        scale_offset_octaves: Added to every measured log2(scale).
+
+    Returns:
+        At least one and at most top_k poses per keypoint.
+
+    Raises:
+        ValueError: Histograms that do not fit the bins, a non-positive top_k, a negative sigma.
+    """
+    _check_shapes(histograms, bins)
+    if top_k < 1:
+        raise ValueError(f"top_k: expected an integer of at least 1, got {top_k!r}")
+    sigma = _prior_sigmas(scale_prior_sigma, len(histograms.scale))
+    angle_deg, angle_mass = _orientation_modes(histograms.orientation, bins, top_k)
+    octaves, scale_mass = _scale_modes(histograms.scale, bins, top_k, scale_offset_octaves)
+    held = np.flatnonzero(np.isfinite(sigma))
+    if len(held):
+        mean, mass = _posterior_scales(
+            histograms.scale[held], bins, sigma[held], scale_offset_octaves
+        )
+        octaves[held, 0], scale_mass[held] = mean, 0.0
+        scale_mass[held, 0] = mass
+    flat = _is_flat(histograms.scale)
+    octaves[flat, 0], scale_mass[flat] = 0.0, 0.0
+    scale_mass[flat, 0] = 1.0 / bins.scale
+    return _best_pairs(angle_deg, angle_mass, octaves, scale_mass, top_k, min_ratio)
+
+
+def _check_shapes(histograms: PoseHistograms, bins: PoseBins) -> None:
+    for name, expected in (("scale", bins.scale), ("orientation", bins.orientation)):
+        shape = getattr(histograms, name).shape
+        if len(shape) != 2 or shape[1] != expected or shape[0] != len(histograms.scale):
+            raise ValueError(
+                f"histograms.{name}: expected ({len(histograms.scale)}, {expected}), got {shape}"
+            )
+
+
+def _prior_sigmas(sigma: NDArray[np.floating[Any]] | float, count: int) -> NDArray[np.float64]:
+    values = np.asarray(sigma, np.float64)
+    if values.shape not in ((), (count,)) or not np.all(values >= 0):
+        raise ValueError(
+            f"scale_prior_sigma: expected ({count},) non-negative octaves, got {sigma!r}"
+        )
+    return np.broadcast_to(values, (count,))
+
+
+def _is_flat(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,) bool, histograms without any preference."""
+    spread = probability.max(1, initial=0.0) - probability.min(1, initial=1.0)
+    return np.asarray(spread <= _FLATNESS / probability.shape[1])
+
+
+def _orientation_modes(
+    probability: NDArray[np.float32], bins: PoseBins, top_k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N, K) angles in degrees and masses, best first; mass 0 where there is no mode."""
+    wrapped = np.concatenate([probability[:, -1:], probability, probability[:, :1]], 1)
+    peak, mass = _top_peaks(wrapped, top_k)
+    offset = _sub_bin_offset(wrapped, peak)
+    angle_deg = np.mod((peak + offset) * (360.0 / bins.orientation), 360.0)
+    angle_deg[angle_deg >= 360.0] = 0.0  # the remainder of a tiny negative number
+    flat = _is_flat(probability)
+    angle_deg[flat, 0], mass[flat] = NO_ANGLE_DEG, 0.0
+    mass[flat, 0] = 1.0 / bins.orientation
+    return angle_deg, mass
+
+
+def _scale_modes(
+    probability: NDArray[np.float32], bins: PoseBins, top_k: int, offset_octaves: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N, K) octaves and masses, best first; mass 0 where there is no mode."""
+    padded = np.pad(probability, ((0, 0), (1, 1)))
+    peak, mass = _top_peaks(padded, top_k)
+    inside = (peak > 0) & (peak < bins.scale - 1)
+    offset = np.where(inside, _sub_bin_offset(padded, peak), 0.0)
+    octaves = (peak + offset - (bins.scale - 1) / 2) / bins.scale_per_octave
+    return octaves + offset_octaves, mass
+
+
+def _top_peaks(
+    padded: NDArray[np.float32], top_k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(N, K) bins and masses of the local maxima of (N, B + 2) padded histograms."""
+    left, centre, right = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
+    mass = np.minimum(left + centre + right, 1.0).astype(np.float64)
+    mass[(centre <= left) | (centre < right)] = 0.0
+    count = min(top_k, mass.shape[1])
+    if count == 1:
+        peak = mass.argmax(1)[:, None]
+    else:
+        peak = np.argsort(-mass, axis=1, kind="stable")[:, :count]
+    return peak, np.take_along_axis(mass, peak, 1)
+
+
+def _sub_bin_offset(padded: NDArray[np.float32], peak: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N, K) in [-0.5, 0.5]: top of the parabola through three log-probabilities."""
+    left, centre, right = (
+        np.log(np.maximum(np.take_along_axis(padded, peak + i, 1), _SMALLEST_PROBABILITY)).astype(
+            np.float64
+        )
+        for i in range(3)
+    )
+    curvature = np.minimum(left - 2 * centre + right, -_SMALLEST_PROBABILITY)
+    return np.clip(0.5 * (left - right) / curvature, -0.5, 0.5)
+
+
+def _posterior_scales(
+    probability: NDArray[np.float32],
+    bins: PoseBins,
+    sigma: NDArray[np.float64],
+    offset_octaves: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) posterior means in octaves and the posterior masses within 1.5 bins of them.
+
+    The log-probabilities are interpolated linearly, because the prior may be narrower than a bin.
+    """
+    centers = bins.scale_centers_octaves + offset_octaves
+    grid = _posterior_grid(centers, 1.0 / (bins.scale_per_octave * _POSTERIOR_STEPS_PER_BIN))
+    weights = np.stack([np.interp(grid, centers, row) for row in np.eye(bins.scale)])
+    log_posterior = np.log(np.maximum(probability, _SMALLEST_PROBABILITY)) @ weights
+    log_posterior -= 0.5 * (grid / np.maximum(sigma, _NARROWEST_SIGMA)[:, None]) ** 2
+    posterior = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
+    posterior /= posterior.sum(1, keepdims=True)
+    mean = posterior @ grid
+    near = np.abs(grid - mean[:, None]) <= 1.5 / bins.scale_per_octave
+    return mean, (posterior * near).sum(1)
+
+
+def _posterior_grid(centers: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """(G,) octaves: multiples of the step over the bins and 0, so that factor 1 is on it."""
+    first = np.floor(min(centers[0], 0.0) / step)
+    last = np.ceil(max(centers[-1], 0.0) / step)
+    return np.arange(first, last + 1) * step
+
+
+def _best_pairs(
+    angle_deg: NDArray[np.float64],
+    angle_mass: NDArray[np.float64],
+    octaves: NDArray[np.float64],
+    scale_mass: NDArray[np.float64],
+    top_k: int,
+    min_ratio: float,
+) -> PatchPoses:
+    """Pair (N, K) orientation modes with (N, L) scale modes and keep the best pairs."""
+    pair_count = angle_mass.shape[1] * scale_mass.shape[1]
+    score = (angle_mass[:, :, None] * scale_mass[:, None, :]).reshape(-1, pair_count)
+    order = np.argsort(-score, axis=1, kind="stable")[:, :top_k]
+    score = np.take_along_axis(score, order, 1)
+    kept = (score > 0.0) & (score >= min_ratio * score[:, :1])
+    keypoint, rank = np.nonzero(kept)
+    pair = order[keypoint, rank]
+    scale_count = octaves.shape[1]
+    return PatchPoses(
+        keypoint_index=keypoint.astype(np.int64),
+        scale=np.exp2(octaves[keypoint, pair % scale_count]),
+        angle_deg=angle_deg[keypoint, pair // scale_count],
+        score=score[keypoint, rank],
+    )

@@ -1,0 +1,139 @@
+"""OpenCV keypoints as arrays, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_COINCIDENCE_PX = 1e-3
+
+
+@dataclass(frozen=True)
+class KeypointArrays:
+    """Fields of N keypoints, as OpenCV defines them.
+
+    Attributes:
+        xy_px: (N, 2) float32, centres; the centre of pixel (0, 0) is (0, 0).
+        size_px: (N,) float32, diameters.
+        angle_deg: (N,) float32, clockwise on screen, in [0, 360); -1: none.
+        response: (N,) float32.
+        octave: (N,) int32.
+        class_id: (N,) int32.
+    """
+
+    xy_px: NDArray[np.float32]
+    size_px: NDArray[np.float32]
+    angle_deg: NDArray[np.float32]
+    response: NDArray[np.float32]
+    octave: NDArray[np.int32]
+    class_id: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Return the number N of keypoints."""
+        return len(self.xy_px)
+
+    def take(self, index: NDArray[np.integer[Any]]) -> KeypointArrays:
+        """Return the keypoints of an (M,) index, in its order; an index may come twice."""
+        return replace(self, **{name: value[index] for name, value in vars(self).items()})
+
+    def distinct_index(self) -> NDArray[np.int64]:
+        """Return the (M,) ascending index of the first keypoint of each centre and size.
+
+        Detectors emit a keypoint once per orientation; without their angle these coincide.
+        Centres and sizes are compared after rounding to 0.001 px.
+        """
+        _, first = np.unique(self._places(), axis=0, return_index=True)
+        return np.sort(first).astype(np.int64)
+
+    def strongest_index(self, count: int) -> NDArray[np.int64]:
+        """Return the (M,) index of the `count` places of largest response, strongest first.
+
+        Keypoints of one place, as in `distinct_index`, count once and stay together.
+        """
+        _, place = np.unique(self._places(), axis=0, return_inverse=True)
+        place = place.ravel()
+        strength = np.full(len(self), -np.inf)
+        np.maximum.at(strength, place, self.response)
+        order = np.lexsort([place, -strength[place]])
+        rank = np.cumsum(np.diff(place[order], prepend=-1) != 0)
+        return order[rank <= count].astype(np.int64)
+
+    def _places(self) -> NDArray[np.float64]:
+        """(N, 3) whole numbers, equal for keypoints of one centre and size."""
+        place = np.column_stack([self.xy_px, self.size_px]).astype(np.float64)
+        return np.rint(place / _COINCIDENCE_PX)
+
+
+def arrays_from_keypoints(
+    keypoints: Sequence[cv2.KeyPoint], *, image_size: tuple[int, int] | None = None
+) -> KeypointArrays:
+    """Read and check keypoints.
+
+    Args:
+        keypoints: List or tuple of N cv2.KeyPoint; not changed.
+        image_size: (height, width) of the image; centres must then lie on it, that is within
+            [-0.5, width - 0.5] and [-0.5, height - 0.5].
+
+    Raises:
+        TypeError: Not a list or tuple of cv2.KeyPoint.
+        ValueError: A centre that is not finite or outside the image, a size that is not finite
+            or not positive.
+    """
+    if not isinstance(keypoints, (list, tuple)):
+        raise TypeError(
+            f"keypoints: expected a list or tuple of cv2.KeyPoint, got {type(keypoints).__name__}"
+        )
+    for index, keypoint in enumerate(keypoints):
+        if not isinstance(keypoint, cv2.KeyPoint):
+            raise TypeError(
+                "keypoints: expected a list or tuple of cv2.KeyPoint, "
+                f"got {type(keypoint).__name__} at index {index}"
+            )
+    rows = [(*k.pt, k.size, k.angle, k.response, k.octave, k.class_id) for k in keypoints]
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    _check_sizes(table[:, 2])
+    _check_centres(table[:, :2], image_size)
+    real, whole = table[:, :5].astype(np.float32), table[:, 5:].astype(np.int32)
+    return KeypointArrays(
+        np.ascontiguousarray(real[:, :2]), real[:, 2], real[:, 3], real[:, 4],
+        whole[:, 0], whole[:, 1],
+    )  # fmt: skip
+
+
+def keypoints_from_arrays(arrays: KeypointArrays) -> tuple[cv2.KeyPoint, ...]:
+    """Build N cv2.KeyPoint."""
+    columns = (
+        arrays.xy_px[:, 0], arrays.xy_px[:, 1], arrays.size_px, arrays.angle_deg,
+        arrays.response, arrays.octave, arrays.class_id,
+    )  # fmt: skip
+    return tuple(
+        cv2.KeyPoint(*fields) for fields in zip(*(c.tolist() for c in columns), strict=True)
+    )
+
+
+def _check_sizes(size_px: NDArray[np.float64]) -> None:
+    wrong = np.flatnonzero(~(np.isfinite(size_px) & (size_px > 0)))
+    if len(wrong):
+        index = int(wrong[0])
+        raise ValueError(
+            f"keypoints: expected finite sizes above 0, got {size_px[index]} at index {index}"
+        )
+
+
+def _check_centres(xy_px: NDArray[np.float64], image_size: tuple[int, int] | None) -> None:
+    right = np.isfinite(xy_px).all(1)
+    expected = "finite centres"
+    if image_size is not None:
+        height, width = image_size
+        right &= ((xy_px >= -0.5) & (xy_px <= (width - 0.5, height - 0.5))).all(1)
+        expected = f"centres on the {width} x {height} image"
+    wrong = np.flatnonzero(~right)
+    if len(wrong):
+        index = int(wrong[0])
+        x, y = xy_px[index]
+        raise ValueError(f"keypoints: expected {expected}, got ({x}, {y}) at index {index}")

@@ -1,0 +1,1 @@
+"""Self-supervised training of pose estimators: synthesis of pairs, networks, losses, trainer, export."""

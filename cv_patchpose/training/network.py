@@ -1,0 +1,139 @@
+"""The polar network: convolutional on the log-polar patch, circular along the angle.
+
+Turning the patch by a whole column step rolls every feature map along its columns, so the
+orientation histogram rolls by exactly that much and the scale histogram stays. Zooming moves
+the feature maps along their rows, and the scale histogram with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from cv_patchpose.histograms import PoseBins
+from cv_patchpose.patches import PolarGrid
+
+ANGLE_STRIDE = 2
+RADIUS_STRIDE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PolarNetConfig:
+    """Shape of a polar network; stored in checkpoints and model files.
+
+    Args:
+        grid: log-polar grid of the input patches.
+        bins: orientation and scale bins of the output.
+        stem_channels: channels of the strided first convolution.
+        channels: channels of the following 3 x 3 convolutions, in order.
+        hidden: width of the two heads.
+    """
+
+    grid: PolarGrid = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)
+    bins: PoseBins = PoseBins()
+    stem_channels: int = 16
+    channels: tuple[int, ...] = (16, 32)
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        if self.grid.columns != ANGLE_STRIDE * self.bins.orientation:
+            raise ValueError(
+                f"grid: expected {ANGLE_STRIDE} columns per orientation bin "
+                f"({ANGLE_STRIDE * self.bins.orientation}), got {self.grid.columns}"
+            )
+        if self.grid.rows_per_octave != RADIUS_STRIDE * self.bins.scale_per_octave:
+            raise ValueError(
+                f"grid: expected {RADIUS_STRIDE * self.bins.scale_per_octave} rows per octave, "
+                f"got {self.grid.rows_per_octave}"
+            )
+        if self.grid.halo != 2 + 2 * len(self.channels):
+            raise ValueError(f"grid: expected halo {2 + 2 * len(self.channels)} columns, got "
+                             f"{self.grid.halo}")
+        if self.trunk_rows < self.bins.scale:
+            raise ValueError(
+                f"grid: {self.grid.rows} rows leave {self.trunk_rows} after the convolutions, "
+                f"expected at least {self.bins.scale}"
+            )
+
+    @property
+    def trunk_rows(self) -> int:
+        """Rows left after the unpadded convolutions."""
+        return (self.grid.rows - 5) // RADIUS_STRIDE + 1 - 2 * len(self.channels)
+
+
+class CircularConv1d(nn.Module):
+    """Convolution along the last axis of (N, C, 1, T), wrapped around."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.reach = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, outputs, (1, kernel), dilation=(1, dilation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Wrap (N, C, 1, T) around by the kernel's reach and convolve; keeps T."""
+        return self.conv(torch.cat((x[..., -self.reach :], x, x[..., : self.reach]), -1))
+
+
+class PolarNet(nn.Module):
+    """Log-polar patches to scale and orientation logits.
+
+    Args:
+        config: shape of the network.
+    Source: ours; the histograms are those of Lee, Jeong, Cho, BMVC 2021, eq. 1.
+    """
+
+    def __init__(self, config: PolarNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or PolarNetConfig()
+        width, hidden = config.stem_channels, config.hidden
+        layers: list[nn.Module] = [
+            nn.Conv2d(1, width, 5, stride=(RADIUS_STRIDE, ANGLE_STRIDE)),
+            nn.ReLU(),
+        ]
+        for channels in config.channels:
+            layers += [nn.Conv2d(width, channels, 3), nn.ReLU()]
+            width = channels
+        self.trunk = nn.Sequential(*layers)
+        self.orientation = nn.Sequential(
+            nn.Conv2d(width, hidden, (config.trunk_rows, 1)),
+            nn.ReLU(),
+            CircularConv1d(hidden, hidden, 7),
+            nn.ReLU(),
+            CircularConv1d(hidden, hidden, 7, dilation=3),
+            nn.ReLU(),
+            nn.Conv2d(hidden, 1, 1),
+        )
+        self.scale_features = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU())
+        self.scale = nn.Sequential(
+            nn.Conv2d(hidden, hidden, (3, 1), padding=(1, 0)),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, (3, 1), padding=(1, 0)),
+            nn.ReLU(),
+            nn.Conv2d(hidden, 1, (config.trunk_rows - config.bins.scale + 1, 1)),
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None  # every convolution here has one
+                nn.init.zeros_(module.bias)
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the logits of both histograms.
+
+        Args:
+            patches: (N, 1, rows, columns + 2 * halo) float32, standardised.
+
+        Returns:
+            scale (N, S) and orientation (N, R) logits.
+        """
+        features = self.trunk(patches)
+        columns = self.config.bins.orientation
+        features = features[..., :columns]
+        orientation = self.orientation(features).flatten(1)
+        profile = self.scale_features(features).mean(-1, keepdim=True)
+        return self.scale(profile).flatten(1), orientation

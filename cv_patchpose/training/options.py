@@ -1,0 +1,105 @@
+"""Training options: one frozen dataclass each for synthesis and trainer, light to import."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisConfig:
+    """How views, keypoints and windows are drawn.
+
+    Args:
+        canvas_px: side of a square view.
+        margin_px: keypoints keep this distance from the view's border.
+        views: views of each keypoint in a batch; every two of them make a pair.
+        keypoints_per_view: keypoints drawn from one set of views.
+        zoom_octaves: range of a view's zoom, log2.
+        tilt_log_sigma: spread of the log of a view's tilt (ratio of the two axes).
+        tilt_log_max: bound on the log of the tilt.
+        perspective: spread of the perspective coefficients, per canvas side.
+        corruption: factor on the chance of every corruption; 0 gives clean views.
+        blur_px: largest Gaussian blur, pixels.
+        noise: largest standard deviation of the noise, grey levels of 255.
+        jpeg_quality: range of the compression quality.
+        gamma_log_sigma: spread of the log of gamma.
+        negative: chance that a relit view is inverted.
+        window_px: range of the support windows of corners, pixels of the photograph.
+        magnification: support window of a blob over its size.
+        jitter: spread of a keypoint's place, as a share of the window's diameter.
+        jitter_px: the same in pixels of the view, added.
+        scale_range_octaves: half range of the uniform part of the windows' scale error.
+        scale_sigma_octaves: spread of the normal part of the windows' scale error.
+    """
+
+    canvas_px: int = 384
+    margin_px: int = 24
+    views: int = 4
+    keypoints_per_view: int = 48
+    zoom_octaves: tuple[float, float] = (-1.0, 0.75)
+    tilt_log_sigma: float = 0.4
+    tilt_log_max: float = 1.0
+    perspective: float = 0.12
+    corruption: float = 1.0
+    blur_px: float = 2.5
+    noise: float = 14.0
+    jpeg_quality: tuple[float, float] = (15.0, 90.0)
+    gamma_log_sigma: float = 0.35
+    negative: float = 0.0
+    window_px: tuple[float, float] = (28.0, 160.0)
+    magnification: float = 12.0
+    jitter: float = 0.012
+    jitter_px: float = 0.4
+    scale_range_octaves: float = 1.0
+    scale_sigma_octaves: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained.
+
+    Args:
+        budget_minutes: active training time; the learning rate follows its share used up.
+        budget_keypoints: stop after so many keypoints instead, when not None.
+        batch_size: keypoints per step; each brings its views.
+        learning_rate: peak of the warm-up and cosine schedule.
+        weight_decay: of AdamW.
+        ema: decay of the averaged weights, which are the ones kept.
+        sigma_deg: tolerance of the orientation's overlap loss, degrees.
+        sigma_octaves: tolerance of the scale's overlap loss, octaves.
+        scale_weight: weight of the scale's loss.
+        validation_share: share of the photographs held out.
+        validation_keypoints: keypoints measured at each validation.
+        validate_every_minutes: time between validations, each followed by a checkpoint.
+        seed: of everything random.
+        threads: of PyTorch; 0 leaves its default.
+        streams: producer threads.
+        bfloat16: forward pass in bfloat16 where the processor has it.
+        stem_channels: first convolution's channels.
+        channels: channels of the 3 x 3 convolutions.
+        hidden: width of the heads.
+        init: checkpoint whose weights to begin with, None for random ones.
+        synthesis: ranges of the synthesis.
+    """
+
+    budget_minutes: float = 60.0
+    budget_keypoints: int | None = None
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    ema: float = 0.999
+    sigma_deg: float = 3.0
+    sigma_octaves: float = 0.08
+    scale_weight: float = 1.0
+    validation_share: float = 0.05
+    validation_keypoints: int = 512
+    validate_every_minutes: float = 3.0
+    seed: int = 0
+    threads: int = 0
+    streams: int = 1
+    bfloat16: bool = True
+    stem_channels: int = 16
+    channels: tuple[int, ...] = (16, 32)
+    hidden: int = 64
+    init: str | None = None
+    synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)

@@ -1,0 +1,26 @@
+"""Count correct matches of two photographs with SIFT's own pose and with the learned one.
+
+Usage: python examples/sift_drop_in.py FIRST SECOND PICTURE
+"""
+
+import sys
+
+import cv2
+
+from cv_patchpose import PatchPoseAssigner
+from cv_patchpose.drawing import draw_matches_before_after
+from cv_patchpose.matching import match_keypoints
+
+paths, picture_path = sys.argv[1:3], sys.argv[3]
+image1, image2 = (cv2.imread(path) for path in paths)
+sift = cv2.SIFT.create(nfeatures=2000)
+assigner = PatchPoseAssigner("polar", descriptor=sift)
+
+detected1, detected2 = sift.detect(image1), sift.detect(image2)
+posed1, posed2 = assigner.assign(image1, detected1), assigner.assign(image2, detected2)
+before = match_keypoints(image1, detected1, image2, detected2)
+after = match_keypoints(image1, posed1, image2, posed2)
+
+print(f"SIFT's own pose: {before.inlier.sum()} of {len(before)} matches are correct")
+print(f"learned pose:    {after.inlier.sum()} of {len(after)} matches are correct")
+cv2.imwrite(picture_path, draw_matches_before_after(image1, image2, before, after))

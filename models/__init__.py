@@ -1,0 +1,1 @@
+"""Bundled ONNX models, installed as cv_patchpose.models."""

@@ -1,0 +1,120 @@
+"""Models whose answers are known, and photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from skimage import data
+
+from cv_patchpose.histograms import PoseBins
+from cv_patchpose.metadata import METADATA_KEY, ModelMetadata
+from cv_patchpose.patches import PolarGrid
+
+EDGE_RING = 12  # the first ring whose radial contrast counts in the toy model
+
+
+def toy_metadata(**changes) -> ModelMetadata:
+    entries = {
+        "name": "toy",
+        "grid": PolarGrid(),
+        "bins": PoseBins(),
+        "standardize": False,
+        "magnification": 12.0,
+        "scale_offset_octaves": 0.0,
+        "scale_prior_octaves": 0.2,
+        "second_mode_ratio": 0.3,
+        "training": {"data": "none"},
+    }
+    return ModelMetadata(**(entries | changes))
+
+
+def write_model(path: Path, nodes, initializers, metadata: str | None) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info("patches", TensorProto.FLOAT, ["n", 1, 40, 80])],
+        [
+            helper.make_tensor_value_info("scale", TensorProto.FLOAT, ["n", 13]),
+            helper.make_tensor_value_info("orientation", TensorProto.FLOAT, ["n", 36]),
+        ],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in initializers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.producer_name = "tests"
+    if metadata is not None:
+        helper.set_model_props(model, {METADATA_KEY: metadata, "other": "ignored"})
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def write_toy_model(path: Path, *, contrast: float = 30.0, **changes) -> Path:
+    """Write a model that points at the brightest direction and at the strongest bright-dark edge.
+
+    Orientation bin i is the softmax of the mean brightness of the columns around direction
+    10 i degrees. Scale bin i is that of how much brighter ring 11 + 2 i is than ring 13 + 2 i: a
+    disc whose edge lies on ring 24 has scale 1. With contrast 0 both histograms are flat.
+    """
+    smoothing = np.array([0.25, 0.5, 0.25], np.float32) * contrast
+    initializers = {
+        "first_column": np.array([3], np.int64),
+        "end_column": np.array([76], np.int64),
+        "column_axis": np.array([3], np.int64),
+        "along_columns": smoothing.reshape(1, 1, 1, 3),
+        "inner_column": np.array([4], np.int64),
+        "first_ring": np.array([EDGE_RING - 1], np.int64),
+        "end_ring": np.array([EDGE_RING + 26], np.int64),
+        "ring_axis": np.array([2], np.int64),
+        "along_rings": np.array([1, 0, -1], np.float32).reshape(1, 1, 3, 1) * contrast,
+        "orientation_shape": np.array([-1, 36], np.int64),
+        "scale_shape": np.array([-1, 13], np.int64),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Slice", ["patches", "first_column", "end_column", "column_axis"], ["turned"]),
+        node("ReduceMean", ["turned"], ["directions"], axes=[2], keepdims=1),
+        node(
+            "Conv",
+            ["directions", "along_columns"],
+            ["pointing"],
+            kernel_shape=[1, 3],
+            strides=[1, 2],
+        ),
+        node("Reshape", ["pointing", "orientation_shape"], ["orientation_logits"]),
+        node("Softmax", ["orientation_logits"], ["orientation"], axis=1),
+        node("Slice", ["patches", "inner_column", "end_column", "column_axis"], ["inner"]),
+        node("Slice", ["inner", "first_ring", "end_ring", "ring_axis"], ["cut"]),
+        node("ReduceMean", ["cut"], ["rings"], axes=[3], keepdims=1),
+        node("Conv", ["rings", "along_rings"], ["edges"], kernel_shape=[3, 1], strides=[2, 1]),
+        node("Reshape", ["edges", "scale_shape"], ["scale_logits"]),
+        node("Softmax", ["scale_logits"], ["scale"], axis=1),
+    ]
+    return write_model(path, nodes, initializers, toy_metadata(**changes).to_json())
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory) -> Path:
+    return write_toy_model(tmp_path_factory.mktemp("models") / "toy.onnx")
+
+
+@pytest.fixture(scope="session")
+def flat_model(tmp_path_factory) -> Path:
+    return write_toy_model(tmp_path_factory.mktemp("models") / "flat.onnx", contrast=0.0)
+
+
+@pytest.fixture(scope="session")
+def photograph() -> np.ndarray:
+    """Return a (512, 512, 3) BGR photograph; tests that write to it take a copy."""
+    image = cv2.cvtColor(data.astronaut(), cv2.COLOR_RGB2BGR)
+    image.flags.writeable = False
+    return image
+
+
+@pytest.fixture(scope="session")
+def gray_photographs() -> list[np.ndarray]:
+    return [data.camera(), cv2.cvtColor(data.stereo_motorcycle()[0], cv2.COLOR_RGB2GRAY)]
