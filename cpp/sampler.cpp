@@ -54,7 +54,7 @@ struct Scratch {
 struct Axis {
   Axis(double position, double step, double reach, std::int64_t size) {
     const double first = std::floor(position - std::abs(step) * reach);
-    origin = std::int64_t(std::clamp(first, 0.0, double(size - 2)));
+    origin = first > 0.0 ? std::int64_t(std::min(first, double(size - 2))) : 0;
     start = float(position - double(origin));
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = std::nextafter(float(size - 1 - origin), 0.0f);

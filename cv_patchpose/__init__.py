@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
+
 from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.errors import ModelError
 from cv_patchpose.estimator import PoseEstimator
@@ -15,3 +17,8 @@ __all__ = [
     "PoseEstimator",
     "PoseHistograms",
 ]
+
+try:
+    __version__ = version("cv-patchpose")
+except PackageNotFoundError:  # run from a folder of sources
+    __version__ = "unknown"

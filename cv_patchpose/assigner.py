@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from cv_patchpose.descriptors import rule_for
 from cv_patchpose.estimator import PoseEstimator
-from cv_patchpose.histograms import NO_ANGLE_DEG, PatchPoses, PoseHistograms, find_modes
+from cv_patchpose.histograms import (
+    NO_ANGLE_DEG,
+    PatchPoses,
+    PoseHistograms,
+    find_modes,
+    is_flat,
+)
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import (
     ImagePyramid,
@@ -212,8 +218,9 @@ class PatchPoseAssigner:
         offset_octaves = metadata.scale_offset_octaves
         if settings.magnification is not None:  # the calibration holds for the model's own
             offset_octaves += math.log2(settings.magnification / metadata.magnification)
+        histograms = self._histograms(pyramid, keypoints)
         poses = find_modes(
-            self._histograms(pyramid, keypoints),
+            histograms,
             metadata.bins,
             top_k=settings.top_k,
             min_ratio=metadata.second_mode_ratio,
@@ -223,8 +230,8 @@ class PatchPoseAssigner:
         if settings.window_px is None:
             return poses
         reference_px = settings.window_px / metadata.magnification
-        size_px = keypoints.size_px[poses.keypoint_index]
-        return replace(poses, scale=poses.scale * reference_px / size_px)
+        factor = np.where(is_flat(histograms.scale), 1.0, reference_px / keypoints.size_px)
+        return replace(poses, scale=poses.scale * factor[poses.keypoint_index])
 
     def _prior_sigmas(self, keypoints: KeypointArrays) -> NDArray[np.float64]:
         """(N,) octaves; inf: no prior."""

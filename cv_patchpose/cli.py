@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import cv2
 
+from cv_patchpose import __version__
 from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.detectors import DETECTORS, detect
 from cv_patchpose.drawing import draw_matches_before_after, draw_poses
@@ -65,7 +66,7 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cv-patchpose", description="Learned scale and orientation for OpenCV keypoints."
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in _VERBS.items():
         verb_parser = verbs.add_parser(name, help=verb.help, description=verb.help)
@@ -219,7 +220,7 @@ def _run_info(args: argparse.Namespace) -> None:
     about = dataclasses.asdict(estimator.metadata)
     training = about.pop("training")
     _print_table(
-        ("cv-patchpose", _version()),
+        ("cv-patchpose", __version__),
         ("OpenCV", cv2.__version__),
         ("engine", estimator.engine),
         ("providers", ", ".join(estimator.providers)),
@@ -257,14 +258,7 @@ def _print_table(*rows: Sequence[str]) -> None:
 def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("cv-patchpose")
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    return " ".join(str(error).split())
 
 
 def _import_extra(module: str, extra: str) -> ModuleType:

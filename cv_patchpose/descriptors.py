@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from cv_patchpose.keypoints import KeypointArrays
 
+_SMALLEST_SIZE_PX = np.float32(0.5)  # OpenCV 4 overruns its memory from 0.43 px downwards
+
 
 class FieldRule(Protocol):
     """Writes the fields of a keypoint that depend on its size for one descriptor."""
@@ -50,8 +52,12 @@ class SiftRule:
     class_id_is_free: bool = True
 
     def write(self, keypoints: KeypointArrays, image_size: tuple[int, int]) -> KeypointArrays:
-        """Return the keypoints with the octave and layer of their size; see `FieldRule`."""
-        return replace(keypoints, octave=self._packed_octave(keypoints.size_px, image_size))
+        """Return the keypoints with the octave and layer of their size; see `FieldRule`.
+
+        Sizes below half a pixel, which no detector emits, are raised to it.
+        """
+        size_px = np.maximum(keypoints.size_px, _SMALLEST_SIZE_PX)
+        return replace(keypoints, size_px=size_px, octave=self._packed_octave(size_px, image_size))
 
     def _packed_octave(
         self, size_px: NDArray[np.float32], image_size: tuple[int, int]

@@ -135,7 +135,7 @@ def find_modes(
         )
         octaves[held, 0], scale_mass[held] = mean, 0.0
         scale_mass[held, 0] = mass
-    flat = _is_flat(histograms.scale)
+    flat = is_flat(histograms.scale)
     octaves[flat, 0], scale_mass[flat] = 0.0, 0.0
     scale_mass[flat, 0] = 1.0 / bins.scale
     return _best_pairs(angle_deg, angle_mass, octaves, scale_mass, top_k, min_ratio)
@@ -159,8 +159,8 @@ def _prior_sigmas(sigma: NDArray[np.floating[Any]] | float, count: int) -> NDArr
     return np.broadcast_to(values, (count,))
 
 
-def _is_flat(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(N,) bool, histograms without any preference."""
+def is_flat(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell which of (N, B) histograms say nothing: (N,) bool, all bins are alike."""
     spread = probability.max(1, initial=0.0) - probability.min(1, initial=1.0)
     return np.asarray(spread <= _FLATNESS / probability.shape[1])
 
@@ -174,7 +174,7 @@ def _orientation_modes(
     offset = _sub_bin_offset(wrapped, peak)
     angle_deg = np.mod((peak + offset) * (360.0 / bins.orientation), 360.0)
     angle_deg[angle_deg >= 360.0] = 0.0  # the remainder of a tiny negative number
-    flat = _is_flat(probability)
+    flat = is_flat(probability)
     angle_deg[flat, 0], mass[flat] = NO_ANGLE_DEG, 0.0
     mass[flat, 0] = 1.0 / bins.orientation
     return angle_deg, mass

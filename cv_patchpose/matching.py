@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def find_inliers(
         geometry: "homography" or "fundamental".
 
     Returns:
-        (M,) bool; all False with fewer than 8 matches.
+        (M,) bool; all False with fewer than 8 matches, or where nothing fits.
 
     Raises:
         ValueError: An unknown geometry.
@@ -137,14 +138,15 @@ def find_inliers(
     mask = None
     if len(xy1_px) >= _FEWEST_MATCHES:
         fit: Any = cv2.findHomography if geometry == "homography" else cv2.findFundamentalMat
-        _, mask = fit(
-            xy1_px,
-            xy2_px,
-            cv2.USAC_MAGSAC,
-            _INLIER_PX,
-            maxIters=_ITERATIONS,
-            confidence=_CONFIDENCE,
-        )
+        with contextlib.suppress(cv2.error):  # raised where no geometry fits
+            mask = fit(
+                xy1_px,
+                xy2_px,
+                cv2.USAC_MAGSAC,
+                _INLIER_PX,
+                maxIters=_ITERATIONS,
+                confidence=_CONFIDENCE,
+            )[1]
     if mask is None:
         return np.zeros(len(xy1_px), bool)
     return np.asarray(mask).ravel().astype(bool)

@@ -96,16 +96,12 @@ class ModelMetadata:
             found = document.get("format") if isinstance(document, dict) else type(document)
             raise ValueError(f"format: expected {METADATA_FORMAT}, got {found!r}")
         entries = {name: value for name, value in document.items() if name != "format"}
-        expected = {f.name for f in fields(cls)} - {"color"}
-        if set(entries) != expected:
-            difference = ", ".join(sorted(set(entries) ^ expected))
-            raise ValueError(
-                f"entries: expected {sorted(expected)}, missing or foreign {difference}"
-            )
+        _check_names("entries", entries, {f.name for f in fields(cls)} - {"color"})
         try:
             grid, color = _grid_from_entry(dict(entries.pop("grid")))
-            bins = PoseBins(**entries.pop("bins"))
-            return cls(grid=grid, bins=bins, color=color, **_typed(entries))
+            bins = dict(entries.pop("bins"))
+            _check_names("bins", bins, {f.name for f in fields(PoseBins)})
+            return cls(grid=grid, bins=PoseBins(**bins), color=color, **_typed(entries))
         except TypeError as error:
             raise ValueError(f"entries: {error}") from error
 
@@ -137,11 +133,18 @@ def read_metadata(model: bytes, path: str) -> ModelMetadata:
 def _grid_from_entry(entry: dict[str, Any]) -> tuple[PolarGrid | SquareGrid, bool]:
     kind = entry.pop("kind", None)
     if kind == "polar":
+        _check_names("grid", entry, {f.name for f in fields(PolarGrid)})
         return PolarGrid(**entry), False
     if kind == "square":
-        color = bool(entry.pop("color", False))
-        return SquareGrid(**entry), color
+        _check_names("grid", entry, {"size", "color"})
+        return SquareGrid(size=entry["size"]), bool(entry["color"])
     raise ValueError(f"grid kind: expected 'polar' or 'square', got {kind!r}")
+
+
+def _check_names(what: str, entries: Mapping[str, Any], expected: set[str]) -> None:
+    if set(entries) != expected:
+        difference = ", ".join(sorted(set(entries) ^ expected))
+        raise ValueError(f"{what}: expected {sorted(expected)}, missing or foreign {difference}")
 
 
 def _typed(entries: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Count correct matches of two photographs with SIFT's own pose and with the learned one.
+"""Match two photographs with SIFT's own pose and with the learned one; count the inliers.
 
 Usage: python examples/sift_drop_in.py FIRST SECOND PICTURE
 """
@@ -21,6 +21,6 @@ posed1, posed2 = assigner.assign(image1, detected1), assigner.assign(image2, det
 before = match_keypoints(image1, detected1, image2, detected2)
 after = match_keypoints(image1, posed1, image2, posed2)
 
-print(f"SIFT's own pose: {before.inlier.sum()} of {len(before)} matches are correct")
-print(f"learned pose:    {after.inlier.sum()} of {len(after)} matches are correct")
+print(f"SIFT's own pose: {before.inlier.sum()} of {len(before)} matches are inliers")
+print(f"learned pose:    {after.inlier.sum()} of {len(after)} matches are inliers")
 cv2.imwrite(picture_path, draw_matches_before_after(image1, image2, before, after))

@@ -33,7 +33,7 @@ def toy_metadata(**changes) -> ModelMetadata:
     return ModelMetadata(**(entries | changes))
 
 
-def write_model(path: Path, nodes, initializers, metadata: str | None) -> Path:
+def save_graph(path: Path, nodes, initializers, metadata: str) -> Path:
     graph = helper.make_graph(
         nodes,
         "toy",
@@ -46,8 +46,7 @@ def write_model(path: Path, nodes, initializers, metadata: str | None) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     model.producer_name = "tests"
-    if metadata is not None:
-        helper.set_model_props(model, {METADATA_KEY: metadata, "other": "ignored"})
+    helper.set_model_props(model, {METADATA_KEY: metadata, "other": "ignored"})
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
@@ -94,7 +93,7 @@ def write_toy_model(path: Path, *, contrast: float = 30.0, **changes) -> Path:
         node("Reshape", ["edges", "scale_shape"], ["scale_logits"]),
         node("Softmax", ["scale_logits"], ["scale"], axis=1),
     ]
-    return write_model(path, nodes, initializers, toy_metadata(**changes).to_json())
+    return save_graph(path, nodes, initializers, toy_metadata(**changes).to_json())
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +104,31 @@ def toy_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def flat_model(tmp_path_factory) -> Path:
     return write_toy_model(tmp_path_factory.mktemp("models") / "flat.onnx", contrast=0.0)
+
+
+@pytest.fixture
+def write_model(tmp_path):
+    """Return a function that writes a toy model with changed metadata."""
+
+    def write(contrast: float = 30.0, **changes) -> Path:
+        return write_toy_model(tmp_path / "changed.onnx", contrast=contrast, **changes)
+
+    return write
+
+
+@pytest.fixture
+def replace_metadata(toy_model, tmp_path):
+    """Return a function that writes the toy model with another metadata text, None for none."""
+
+    def write(text: str | None) -> Path:
+        model = onnx.load(toy_model)
+        del model.metadata_props[:]
+        helper.set_model_props(model, {"other": "x"} | ({METADATA_KEY: text} if text else {}))
+        path = tmp_path / "replaced.onnx"
+        onnx.save(model, path)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

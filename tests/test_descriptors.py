@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cv_patchpose.descriptors import SiftRule, rule_for
-from cv_patchpose.keypoints import arrays_from_keypoints
+from cv_patchpose.keypoints import arrays_from_keypoints, keypoints_from_arrays
 
 LAYER_AND_OCTAVE = 0xFFFF  # the third byte is a sub-layer offset that nobody reads
 
@@ -43,10 +43,11 @@ def test_any_size_can_be_described(size, shape):
     written = SiftRule().write(given, shape)
     octave, layer = int(written.octave[0]) & 255, int(written.octave[0]) >> 8
     assert octave in (255, *range(8))
+    assert written.size_px[0] == max(np.float32(size), np.float32(0.5))
     assert 0 <= layer <= 5
     image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
-    keypoint = cv2.KeyPoint(shape[1] / 2, shape[0] / 2, size, 0, 0, int(written.octave[0]))
-    keypoints, descriptors = cv2.SIFT.create().compute(image, [keypoint])
+    written = keypoints_from_arrays(written)
+    keypoints, descriptors = cv2.SIFT.create().compute(image, written)
     assert len(keypoints) == len(descriptors) == 1
 
 

@@ -75,7 +75,7 @@ def test_rolling_by_whole_bins_turns_by_whole_bins(shift, seed):
 
 
 def test_a_peak_wraps_around():
-    poses = find_modes(histograms(0.0, [359.0, 357.0, 2.0]), BINS)
+    poses = find_modes(histograms(np.zeros(3), [359.0, 357.0, 2.0]), BINS)
     assert np.all(turn_between(poses.angle_deg, [359.0, 357.0, 2.0]) < 0.05)
     assert np.all((poses.angle_deg >= 0) & (poses.angle_deg < 360))
 
@@ -110,9 +110,7 @@ def test_flat_histograms_have_no_angle_and_scale_one():
         np.full((2, 13), 1 / 13, np.float32), np.full((2, 36), 1 / 36, np.float32)
     )
     for sigma in (np.inf, 0.2):
-        poses = find_modes(
-            flat, BINS, top_k=3, scale_prior_sigma=sigma, scale_offset_octaves=0.7
-        )
+        poses = find_modes(flat, BINS, top_k=3, scale_prior_sigma=sigma, scale_offset_octaves=0.7)
         assert poses.keypoint_index.tolist() == [0, 1]
         assert poses.angle_deg.tolist() == [-1, -1]
         assert poses.scale.tolist() == [1, 1]

@@ -153,7 +153,9 @@ def measure_sequence(sequence: ImageSequence, protocol: MatchingProtocol) -> lis
             continue
         features1 = features1 or compute_features(view1, methods, protocol)
         features2 = compute_features(view2, methods, protocol)
-        results += [_score(name, features1[name], features2[name], homography) for name in methods]
+        results += [
+            score_pair(name, features1[name], features2[name], homography) for name in methods
+        ]
     return results
 
 
@@ -203,9 +205,10 @@ def _describe(view: View, posed: KeypointArrays) -> Features:
     return Features(xy_px.astype(np.float64), descriptors)
 
 
-def _score(
+def score_pair(
     method: str, features1: Features, features2: Features, homography: NDArray[np.float64]
 ) -> PairResult:
+    """Match two images' features and compare the matches with the homography."""
     matches = match_mutual(features1.descriptors, features2.descriptors)
     xy1, xy2 = features1.xy_px[matches[:, 0]], features2.xy_px[matches[:, 1]]
     error_px = np.linalg.norm(project(homography, xy1) - xy2, axis=1)

@@ -70,7 +70,9 @@ def find_images(folder: Path | str) -> list[Path]:
     return found
 
 
-def candidate_keypoints(image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def candidate_keypoints(
+    image: NDArray[np.uint8],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Find corners (at two resolutions) and blobs, the places that detectors propose.
 
     Args:
@@ -251,13 +253,18 @@ class PairStream:
         self.rng = np.random.default_rng(seed)
 
     def _groups(self) -> Iterator[Batch]:
-        while True:
+        found = True
+        while found:
+            found = False
             for index in self.rng.permutation(len(self.photographs)):
-                group = sample_views(
-                    self.photographs[int(index)], self.grid, self.config, self.rng
-                )
+                group = sample_views(self.photographs[int(index)], self.grid, self.config, self.rng)
                 if group is not None:
+                    found = True
                     yield group
+        raise ValueError(
+            f"images: expected photographs with corners or blobs, found none in any of the "
+            f"{len(self.photographs)} images"
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches for ever.

@@ -49,8 +49,9 @@ class PolarNetConfig:
                 f"got {self.grid.rows_per_octave}"
             )
         if self.grid.halo != 2 + 2 * len(self.channels):
-            raise ValueError(f"grid: expected halo {2 + 2 * len(self.channels)} columns, got "
-                             f"{self.grid.halo}")
+            raise ValueError(
+                f"grid: expected halo {2 + 2 * len(self.channels)} columns, got {self.grid.halo}"
+            )
         if self.trunk_rows < self.bins.scale:
             raise ValueError(
                 f"grid: {self.grid.rows} rows leave {self.trunk_rows} after the convolutions, "
@@ -61,6 +62,11 @@ class PolarNetConfig:
     def trunk_rows(self) -> int:
         """Rows left after the unpadded convolutions."""
         return (self.grid.rows - 5) // RADIUS_STRIDE + 1 - 2 * len(self.channels)
+
+
+def activation(channels: int) -> tuple[nn.Module, nn.Module]:
+    """Normalisation, which export folds into the convolution before it, and rectifier."""
+    return nn.BatchNorm2d(channels), nn.ReLU()
 
 
 class CircularConv1d(nn.Module):
@@ -90,27 +96,27 @@ class PolarNet(nn.Module):
         width, hidden = config.stem_channels, config.hidden
         layers: list[nn.Module] = [
             nn.Conv2d(1, width, 5, stride=(RADIUS_STRIDE, ANGLE_STRIDE)),
-            nn.ReLU(),
+            *activation(width),
         ]
         for channels in config.channels:
-            layers += [nn.Conv2d(width, channels, 3), nn.ReLU()]
+            layers += [nn.Conv2d(width, channels, 3), *activation(channels)]
             width = channels
         self.trunk = nn.Sequential(*layers)
         self.orientation = nn.Sequential(
             nn.Conv2d(width, hidden, (config.trunk_rows, 1)),
-            nn.ReLU(),
+            *activation(hidden),
             CircularConv1d(hidden, hidden, 7),
-            nn.ReLU(),
+            *activation(hidden),
             CircularConv1d(hidden, hidden, 7, dilation=3),
-            nn.ReLU(),
+            *activation(hidden),
             nn.Conv2d(hidden, 1, 1),
         )
-        self.scale_features = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU())
+        self.scale_features = nn.Sequential(nn.Conv2d(width, hidden, 1), *activation(hidden))
         self.scale = nn.Sequential(
             nn.Conv2d(hidden, hidden, (3, 1), padding=(1, 0)),
-            nn.ReLU(),
+            *activation(hidden),
             nn.Conv2d(hidden, hidden, (3, 1), padding=(1, 0)),
-            nn.ReLU(),
+            *activation(hidden),
             nn.Conv2d(hidden, 1, (config.trunk_rows - config.bins.scale + 1, 1)),
         )
         self._initialise()

@@ -37,10 +37,10 @@ class SynthesisConfig:
     views: int = 4
     keypoints_per_view: int = 48
     zoom_octaves: tuple[float, float] = (-1.0, 0.75)
-    tilt_log_sigma: float = 0.4
+    tilt_log_sigma: float = 0.35
     tilt_log_max: float = 1.0
     perspective: float = 0.12
-    corruption: float = 1.0
+    corruption: float = 0.9
     blur_px: float = 2.5
     noise: float = 14.0
     jpeg_quality: tuple[float, float] = (15.0, 90.0)
@@ -48,8 +48,8 @@ class SynthesisConfig:
     negative: float = 0.0
     window_px: tuple[float, float] = (28.0, 160.0)
     magnification: float = 12.0
-    jitter: float = 0.012
-    jitter_px: float = 0.4
+    jitter: float = 0.004
+    jitter_px: float = 0.3
     scale_range_octaves: float = 1.0
     scale_sigma_octaves: float = 0.3
 
@@ -85,7 +85,7 @@ class TrainConfig:
     budget_minutes: float = 60.0
     budget_keypoints: int | None = None
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     ema: float = 0.999
     sigma_deg: float = 3.0

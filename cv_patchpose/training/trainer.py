@@ -26,6 +26,7 @@ from cv_patchpose.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from cv_patchpose.training.curves import draw_curves
 from cv_patchpose.training.dataset import Batch, PairStream, PhotographFolder, find_images, prefetch
 from cv_patchpose.training.losses import FineOverlapLoss
 from cv_patchpose.training.network import PolarNet, PolarNetConfig
@@ -33,6 +34,7 @@ from cv_patchpose.training.options import TrainConfig
 from cv_patchpose.training.synthesis import similarity_of
 
 logger = logging.getLogger(__name__)
+LOG_NAME = "log.csv"
 WARM_UP_SHARE = 0.02
 POOL_BATCHES = 12
 
@@ -52,9 +54,7 @@ def pair_changes(batch: Batch) -> tuple[NDArray[np.intp], NDArray[np.float64], N
     first, second = pairs.T
     relative = batch.jacobian[:, second] @ np.linalg.inv(batch.jacobian[:, first])
     rotation_deg, zoom = similarity_of(relative)
-    return pairs, rotation_deg, zoom - (
-        batch.log2_window[:, second] - batch.log2_window[:, first]
-    )
+    return pairs, rotation_deg, zoom - (batch.log2_window[:, second] - batch.log2_window[:, first])
 
 
 class PoseLoss(nn.Module):
@@ -99,17 +99,16 @@ class PoseLoss(nn.Module):
         turn = torch.from_numpy(rotation_deg * self.bins.orientation / 360).float().flatten()
         shift = torch.from_numpy(octaves * self.bins.scale_per_octave).float().flatten()
         return (
-            self.scale(
-                scale[:, first].flatten(0, 1), scale[:, second].flatten(0, 1), shift
-            ).mean(),
+            self.scale(scale[:, first].flatten(0, 1), scale[:, second].flatten(0, 1), shift).mean(),
             self.orientation(
                 orientation[:, first].flatten(0, 1), orientation[:, second].flatten(0, 1), turn
             ).mean(),
         )
 
 
-def pose_accuracy(scale: Tensor, orientation: Tensor, batch: Batch, network: PolarNetConfig
-                  ) -> dict[str, float]:
+def pose_accuracy(
+    scale: Tensor, orientation: Tensor, batch: Batch, network: PolarNetConfig
+) -> dict[str, float]:
     """Measure how often two views of a keypoint get poses that agree with the truth.
 
     Args:
@@ -144,8 +143,9 @@ def pose_accuracy(scale: Tensor, orientation: Tensor, batch: Batch, network: Pol
     }
 
 
-def run_network(network: nn.Module, patches: NDArray[np.float32], *, bfloat16: bool
-                ) -> tuple[Tensor, Tensor]:
+def run_network(
+    network: nn.Module, patches: NDArray[np.float32], *, bfloat16: bool
+) -> tuple[Tensor, Tensor]:
     """Run (B, V, 1, H, W) patches; returns (B, V, S) scale and (B, V, R) orientation logits."""
     flat = torch.from_numpy(patches).flatten(0, 1).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
@@ -166,7 +166,9 @@ def split_photographs(paths: list[Path], share: float, seed: int) -> tuple[list[
 
 
 def measure_offset(
-    network: nn.Module, config: PolarNetConfig, photographs: PhotographFolder,
+    network: nn.Module,
+    config: PolarNetConfig,
+    photographs: PhotographFolder,
     magnification: float,
 ) -> float:
     """Median of log2 scale on SIFT keypoints, negated: the calibration of the model."""
@@ -180,8 +182,12 @@ def measure_offset(
         if not len(xy):
             continue
         patches = sample_polar(
-            build_pyramid(photograph.image), xy, magnification * size, np.zeros(len(xy)),
-            config.grid, standardize=True,
+            build_pyramid(photograph.image),
+            xy,
+            magnification * size,
+            np.zeros(len(xy)),
+            config.grid,
+            standardize=True,
         )
         scale, orientation = run_network(network, patches[:, None], bfloat16=False)
         histograms = PoseHistograms(
@@ -245,7 +251,7 @@ class Trainer:
         self.step = 0
         if config.init:
             self.network.load_state_dict(load_checkpoint(config.init)["average"])
-        self.average = copy.deepcopy(self.network)
+        self.average = copy.deepcopy(self.network).eval()
         if resume:
             self._restore(load_checkpoint(self.checkpoint_path))
 
@@ -282,9 +288,13 @@ class Trainer:
         last_validation = self.minutes
         recent: list[tuple[float, float]] = []
         mark = time.monotonic()
-        with tqdm(total=100.0, unit="%", initial=100 * self.progress(), desc="train",
-                  bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining} {postfix}"
-                  ) as bar:
+        with tqdm(
+            total=100.0,
+            initial=100 * self.progress(),
+            desc="train",
+            mininterval=1.0,
+            bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining} {postfix}",
+        ) as bar:
             for batch in prefetch(streams, depth=4):
                 recent.append(self._step(batch))
                 now = time.monotonic()
@@ -321,9 +331,7 @@ class Trainer:
     def _step(self, batch: Batch) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        scale, orientation = run_network(
-            self.network, batch.patches, bfloat16=self.config.bfloat16
-        )
+        scale, orientation = run_network(self.network, batch.patches, bfloat16=self.config.bfloat16)
         scale_loss, orientation_loss = self.loss(scale, orientation, batch)
         self.optimizer.zero_grad()
         (orientation_loss + self.config.scale_weight * scale_loss).backward()
@@ -335,18 +343,27 @@ class Trainer:
                 self.average.parameters(), self.network.parameters(), strict=True
             ):
                 mean.lerp_(value, 1 - decay)
+            for mean, value in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                mean.copy_(value)
         self.step += 1
         self.keypoints += len(batch.patches)
         return float(scale_loss.detach()), float(orientation_loss.detach())
 
     def _validation_batches(self) -> dict[str, list[Batch]]:
         batches = {}
-        for name, corruption in (("clean", 0.0), ("spoilt", 1.0)):
-            synthesis = dataclasses.replace(self.config.synthesis, corruption=corruption)
+        spoilt = self.config.synthesis
+        for name, synthesis in (
+            ("clean", dataclasses.replace(spoilt, corruption=0.0)),
+            ("spoilt", spoilt),
+        ):
             stream = iter(
                 PairStream(
-                    self.validation, self.network_config.grid, synthesis,
-                    batch_size=64, pool_size=64, seed=12345,
+                    self.validation,
+                    self.network_config.grid,
+                    synthesis,
+                    batch_size=64,
+                    pool_size=64,
+                    seed=12345,
                 )
             )
             count = max(1, self.config.validation_keypoints // 64)
@@ -354,8 +371,9 @@ class Trainer:
         return batches
 
     @torch.no_grad()
-    def _validate(self, batches: dict[str, list[Batch]], losses: NDArray[np.float64]
-                  ) -> dict[str, float]:
+    def _validate(
+        self, batches: dict[str, list[Batch]], losses: NDArray[np.float64]
+    ) -> dict[str, float]:
         row: dict[str, float] = {
             "minutes": round(self.minutes, 2),
             "keypoints": self.keypoints,
@@ -367,18 +385,20 @@ class Trainer:
             measured = [
                 pose_accuracy(
                     *run_network(self.average, batch.patches, bfloat16=False),
-                    batch, self.network_config,
+                    batch,
+                    self.network_config,
                 )
                 for batch in group
             ]
             for metric in measured[0]:
                 row[f"{name}_{metric}"] = float(np.mean([m[metric] for m in measured]))
         self._log(row)
+        draw_curves(self.run_folder / LOG_NAME, self.run_folder / "curves.png")
         self._save()
         return row
 
     def _log(self, row: dict[str, float]) -> None:
-        path = self.run_folder / "log.csv"
+        path = self.run_folder / LOG_NAME
         new = not path.exists()
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, row)

@@ -1,0 +1,341 @@
+"""The assigner with a model whose answer is known: it points at bright sectors and disc edges."""
+
+from __future__ import annotations
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from cv_patchpose import ModelError, PatchPoseAssigner, PatchPoses, PoseHistograms
+
+SIDE = 241
+CENTER = (SIDE - 1) / 2
+SIZE = 10.0
+EDGE_PX = 12 * SIZE / 2 * 2 ** ((24 - 39) / 6)  # radius of the ring on which scale is 1
+
+
+def disc(angle_deg=0.0, zoom=1.0, second_deg=None):
+    """Draw a grey disc, brighter in a direction (and less so in a second one)."""
+    y, x = np.mgrid[:SIDE, :SIDE] - CENTER
+    direction = np.degrees(np.arctan2(y, x))
+
+    def sector(center_deg):
+        return np.exp(-0.5 * (((direction - center_deg + 180) % 360 - 180) / 25) ** 2)
+
+    brightness = 0.5 + 0.5 * sector(angle_deg)
+    if second_deg is not None:
+        brightness += 0.47 * sector(second_deg)
+    inside = np.clip(EDGE_PX * zoom - np.hypot(x, y) + 0.5, 0, 1)
+    return (255 * inside * brightness).clip(0, 255).astype(np.uint8)
+
+
+def point(size=SIZE, angle=-1.0, octave=0, response=0.0, class_id=-1, x=CENTER, y=CENTER):
+    return cv2.KeyPoint(x, y, size, angle, response, octave, class_id)
+
+
+def fields(keypoint):
+    k = keypoint
+    return (*k.pt, k.size, k.angle, k.response, k.octave, k.class_id)
+
+
+def turn_between(a_deg, b_deg):
+    return abs((a_deg - b_deg + 180) % 360 - 180)
+
+
+@pytest.fixture(scope="module")
+def assigner(toy_model):
+    return PatchPoseAssigner(toy_model)
+
+
+class TestPose:
+    @pytest.mark.parametrize("angle_deg", range(0, 360, 15))
+    def test_turning_the_image_clockwise_adds_to_the_angle(self, assigner, angle_deg):
+        (posed,) = assigner.assign(disc(angle_deg), [point()])
+        assert turn_between(posed.angle, angle_deg) < 4  # the toy's softmax is not quite round
+        assert 0 <= posed.angle < 360
+
+    def test_turning_by_right_angles_is_exact(self, assigner):
+        image = disc(37.0)
+        angles = []
+        for turns in range(4):
+            turned = np.rot90(image, -turns)  # clockwise on screen
+            angles.append(assigner.assign(turned, [point()])[0].angle)
+        expected = (angles[0] + 90 * np.arange(4)) % 360
+        np.testing.assert_allclose(angles, expected, atol=0.01)
+
+    @pytest.mark.parametrize("octaves", [-1.5, -1, -0.5, 0, 1 / 3, 1, 1.5])
+    def test_zooming_multiplies_the_scale(self, assigner, octaves):
+        poses = assigner.estimate(disc(zoom=2**octaves), [point()])
+        np.testing.assert_allclose(np.log2(poses.scale), octaves, atol=0.05)
+        (posed,) = assigner.assign(disc(zoom=2**octaves), [point()])
+        assert posed.size == pytest.approx(SIZE * poses.scale[0])
+
+    def test_a_larger_keypoint_has_a_smaller_factor(self, assigner):
+        sizes = [SIZE, SIZE * 2, SIZE * 0.7]
+        posed = assigner.assign(disc(), [point(size) for size in sizes])
+        np.testing.assert_allclose([k.size for k in posed], SIZE, rtol=0.04)
+
+    def test_fields_fit_the_descriptor(self, assigner):
+        (posed,) = assigner.assign(disc(zoom=2), [point()])
+        own_step = round(3 * np.log2(posed.size / 3.2))
+        octave = (own_step - 1) // 3
+        assert posed.octave == (octave & 255) | (own_step - octave * 3) << 8
+
+    def test_place_and_response_are_kept(self, assigner):
+        (posed,) = assigner.assign(disc(), [point(response=0.25, x=118.5, y=121.25)])
+        assert posed.pt == (118.5, 121.25)
+        assert posed.response == 0.25
+
+    def test_calibration_is_added(self, write_model):
+        calibrated = PatchPoseAssigner(write_model(scale_offset_octaves=0.5))
+        scale = calibrated.estimate(disc(), [point()]).scale
+        np.testing.assert_allclose(np.log2(scale), 0.5, atol=0.05)
+
+    def test_histograms_are_before_prior_and_calibration(self, assigner):
+        found = assigner.histograms(disc(90.0, 2.0), [point(), point(angle=10.0)])
+        assert isinstance(found, PoseHistograms)
+        assert found.scale.argmax(1).tolist() == [9, 9]
+        assert found.orientation.argmax(1).tolist() == [9, 9]
+        np.testing.assert_allclose(found.scale.sum(1), 1, atol=1e-5)
+
+
+class TestOptions:
+    def test_scale_can_be_kept(self, toy_model):
+        kept = PatchPoseAssigner(toy_model, assign_scale=False)
+        (posed,) = kept.assign(disc(90.0, 2.0), [point()])
+        assert posed.size == SIZE
+        assert turn_between(posed.angle, 90) < 1
+
+    def test_orientation_can_be_kept(self, toy_model):
+        kept = PatchPoseAssigner(toy_model, assign_orientation=False, scale_prior_octaves=None)
+        posed = kept.assign(disc(90.0, 2.0), [point(angle=-1), point(angle=5), point(angle=6)])
+        assert [k.angle for k in posed] == [-1, 5, 6]
+        np.testing.assert_allclose([k.size for k in posed], 2 * SIZE, rtol=0.04)
+
+    @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (2, 2), (5, 2)])
+    def test_further_poses_stand_next_to_the_best(self, toy_model, top_k, count):
+        several = PatchPoseAssigner(toy_model, top_k=top_k)
+        image = disc(40.0, second_deg=200.0)
+        posed = several.assign(image, [point(), point(size=11.0)])
+        assert [k.class_id for k in posed] == [0] * count + [1] * count
+        for best in posed[::count]:
+            assert turn_between(best.angle, 40) < 5
+        for second in posed[1::2] if count == 2 else ():
+            assert turn_between(second.angle, 200) < 5
+        poses = several.estimate(image, [point(), point(size=11.0)])
+        assert isinstance(poses, PatchPoses)
+        assert poses.keypoint_index.tolist() == [k.class_id for k in posed]
+        assert np.all(np.diff(poses.score.reshape(2, count), axis=1) <= 0)
+
+    def test_weak_modes_follow_the_model_s_ratio(self, write_model):
+        strict = PatchPoseAssigner(write_model(second_mode_ratio=1.0), top_k=2)
+        assert len(strict.assign(disc(40.0, second_deg=200.0), [point()])) == 1
+
+    @pytest.mark.parametrize("size", [3.0, SIZE, 25.0])
+    def test_one_window_for_all_measures_absolute_sizes(self, toy_model, size):
+        fixed = PatchPoseAssigner(toy_model, window_px=12 * SIZE)
+        for zoom in (1.0, 2.0):
+            (posed,) = fixed.assign(disc(zoom=zoom), [point(size, angle=0.0)])
+            assert posed.size == pytest.approx(SIZE * zoom, rel=0.04)
+            scale = fixed.estimate(disc(zoom=zoom), [point(size, angle=0.0)]).scale
+            assert scale[0] == pytest.approx(SIZE * zoom / size, rel=0.04)
+
+    @pytest.mark.parametrize("magnification", [6.0, 12.0, 24.0])
+    def test_sizes_do_not_depend_on_the_magnification(self, toy_model, magnification):
+        other = PatchPoseAssigner(toy_model, magnification=magnification)
+        (posed,) = other.assign(disc(), [point()])
+        assert posed.size == pytest.approx(SIZE, rel=0.04)
+
+    def test_threads_do_not_change_the_answer(self, toy_model, assigner):
+        single = PatchPoseAssigner(toy_model, num_threads=1)
+        given = [point(size) for size in (5.0, 8.0, 12.0)]
+        for one, many in zip(
+            single.assign(disc(20.0), given), assigner.assign(disc(20.0), given), strict=True
+        ):
+            np.testing.assert_allclose(fields(one), fields(many), rtol=1e-5)
+
+
+class TestScalePrior:
+    image = disc(zoom=2.0)
+
+    def octaves(self, assigner, keypoint):
+        return np.log2(assigner.estimate(self.image, [keypoint]).scale[0])
+
+    @pytest.mark.parametrize("measured", [{"angle": 0.0}, {"angle": 200.0}, {"octave": 257}])
+    def test_measured_scales_are_held(self, assigner, measured):
+        assert 0 < self.octaves(assigner, point(**measured)) < 0.9
+
+    def test_plain_points_are_free(self, assigner):
+        assert self.octaves(assigner, point()) == pytest.approx(1, abs=0.05)
+
+    def test_a_number_holds_for_all(self, toy_model):
+        narrow = PatchPoseAssigner(toy_model, scale_prior_octaves=1e-3)
+        for keypoint in (point(), point(angle=0.0)):
+            assert self.octaves(narrow, keypoint) == pytest.approx(0, abs=1e-3)
+
+    @pytest.mark.parametrize("none", [None, np.inf])
+    def test_none_frees_all(self, toy_model, none):
+        free = PatchPoseAssigner(toy_model, scale_prior_octaves=none)
+        assert self.octaves(free, point(angle=0.0)) == pytest.approx(1, abs=0.05)
+
+    def test_a_model_without_prior_frees_all(self, write_model):
+        free = PatchPoseAssigner(write_model(scale_prior_octaves=None))
+        assert self.octaves(free, point(angle=0.0)) == pytest.approx(1, abs=0.05)
+
+    def test_the_prior_is_around_the_size_whatever_the_magnification(self, toy_model):
+        other = PatchPoseAssigner(toy_model, magnification=24.0, scale_prior_octaves=1e-3)
+        assert self.octaves(other, point()) == pytest.approx(0, abs=1e-3)
+
+
+class TestKeypoints:
+    def test_empty_in_empty_out(self, assigner):
+        for empty in ([], ()):
+            assert assigner.assign(disc(), empty) == ()
+            assert len(assigner.estimate(disc(), empty)) == 0
+            found = assigner.histograms(disc(), empty)
+            assert (found.scale.shape, found.orientation.shape) == ((0, 13), (0, 36))
+
+    def test_order_is_kept(self, assigner):
+        sizes = [9.0, 14.0, 7.0, 11.0]
+        posed = assigner.assign(disc(), [point(size) for size in sizes])
+        assert [k.class_id for k in posed] == [0, 1, 2, 3]
+
+    def test_orientations_of_one_point_become_one_keypoint(self, assigner):
+        given = [point(angle=10), point(12.0), point(angle=90), point(angle=200)]
+        posed = assigner.assign(disc(30.0), given)
+        assert [k.class_id for k in posed] == [0, 1]
+        assert len(assigner.estimate(disc(30.0), given)) == 4
+
+    def test_sift_s_duplicates_go(self, assigner, photograph):
+        found = cv2.SIFT.create(nfeatures=600).detect(photograph, None)
+        posed = assigner.assign(photograph, found)
+        places = {(k.pt, found[k.class_id].size) for k in posed}
+        assert len(places) == len(posed) == len({(k.pt, k.size) for k in found}) < len(found)
+        assert all(k.pt == found[k.class_id].pt for k in posed)
+
+    def test_nothing_is_mutated(self, assigner, photograph):
+        found = cv2.SIFT.create(nfeatures=100).detect(photograph, None)
+        before = [fields(k) for k in found]
+        image = photograph.copy()
+        assigner.assign(image, found)
+        assert [fields(k) for k in found] == before
+        np.testing.assert_array_equal(image, photograph)
+
+    def test_a_batch_is_the_same_as_one_by_one(self, assigner, photograph):
+        found = cv2.SIFT.create(nfeatures=30).detect(photograph, None)
+        together = assigner.estimate(photograph, found)
+        alone = [assigner.estimate(photograph, [keypoint]) for keypoint in found]
+        for name in ("scale", "angle_deg", "score"):
+            each = np.concatenate([getattr(poses, name) for poses in alone])
+            np.testing.assert_allclose(getattr(together, name), each, rtol=1e-4)
+
+    def test_more_keypoints_than_a_chunk(self, assigner, photograph):
+        places = np.random.default_rng(0).uniform(0, 511, (2500, 2))
+        given = [point(x=float(x), y=float(y)) for x, y in places]
+        posed = assigner.assign(photograph, given)
+        assert [k.class_id for k in posed] == list(range(2500))
+        (last,) = assigner.assign(photograph, given[-1:])
+        np.testing.assert_allclose(fields(last)[:4], fields(posed[-1])[:4], rtol=1e-4)
+
+    def test_a_flat_histogram_keeps_the_pose(self, flat_model):
+        flat = PatchPoseAssigner(flat_model, top_k=3)
+        given = [point(angle=33.0), point(12.0, angle=-1.0)]
+        posed = flat.assign(disc(), given)
+        assert [k.angle for k in posed] == [33.0, -1.0]
+        assert [k.size for k in posed] == [SIZE, 12.0]
+        assert flat.estimate(disc(), given).angle_deg.tolist() == [-1, -1]
+
+    def test_a_flat_histogram_keeps_the_size_also_with_one_window(self, flat_model):
+        flat = PatchPoseAssigner(flat_model, window_px=50.0)
+        assert flat.assign(disc(), [point(12.0)])[0].size == 12.0
+
+    def test_keypoints_are_described(self, assigner, photograph):
+        sift = cv2.SIFT.create(nfeatures=200)
+        posed = assigner.assign(photograph, sift.detect(photograph, None))
+        described, descriptors = sift.compute(photograph, posed)
+        assert len(described) == len(posed)
+        assert np.all(descriptors.any(axis=1))
+
+
+class TestImages:
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    def test_depths_agree(self, assigner, photograph, dtype):
+        top = {np.uint8: 255, np.uint16: 65535, np.float32: 1.0}[dtype]
+        gray = cv2.cvtColor(photograph, cv2.COLOR_BGR2GRAY)
+        image = (gray * (top / 255)).astype(dtype)
+        given = [point(x=100.0), point(x=200.0), point(x=300.0)]
+        found, expected = assigner.histograms(image, given), assigner.histograms(gray, given)
+        np.testing.assert_allclose(found.orientation, expected.orientation, atol=0.02)
+
+    def test_layouts_agree(self, assigner, photograph):
+        given = [point(x=100.0), point(x=200.0)]
+        expected = [fields(k) for k in assigner.assign(photograph, given)]
+        bgra = cv2.cvtColor(photograph, cv2.COLOR_BGR2BGRA)
+        for image in (bgra, np.asfortranarray(photograph), cv2.UMat(photograph.copy())):
+            posed = [fields(k) for k in assigner.assign(image, given)]
+            np.testing.assert_allclose(posed, expected, rtol=1e-4)
+
+    @pytest.mark.parametrize("image", [None, "image.png", [[1, 2], [3, 4]]])
+    def test_other_things_are_no_image(self, assigner, image):
+        with pytest.raises(TypeError, match="image: expected"):
+            assigner.assign(image, [])
+
+    @pytest.mark.parametrize(
+        "image",
+        [
+            np.zeros((20, 20, 2), np.uint8),
+            np.zeros(20, np.uint8),
+            np.zeros((20, 20), np.int32),
+            np.full((20, 20), np.nan, np.float32),
+            np.zeros((0, 20), np.uint8),
+        ],
+    )
+    def test_unusable_images_are_named(self, assigner, image):
+        with pytest.raises(ValueError, match="image: expected"):
+            assigner.assign(image, [])
+
+    def test_keypoints_must_lie_on_it(self, assigner):
+        with pytest.raises(ValueError, match="keypoints: expected centres on the 241 x 241 image"):
+            assigner.assign(disc(), [point(x=300.0)])
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"top_k": 0}, "top_k: expected an integer of at least 1, got 0"),
+            ({"top_k": 1.5}, "top_k: expected an integer of at least 1, got 1.5"),
+            ({"magnification": 0}, "magnification: expected a finite number above 0"),
+            ({"window_px": float("nan")}, "window_px: expected a finite number above 0"),
+            ({"window_px": 9, "magnification": 9}, "window_px: expected None together with"),
+            ({"window_px": 9, "scale_prior_octaves": 0.1}, 'scale_prior_octaves: expected "auto"'),
+            ({"scale_prior_octaves": -1}, 'scale_prior_octaves: expected "auto", a number'),
+            ({"scale_prior_octaves": "wide"}, 'scale_prior_octaves: expected "auto", a number'),
+            ({"descriptor": "surf"}, "descriptor: expected one of 'sift', a cv2.SIFT, got 'surf'"),
+            ({"num_threads": 0}, "num_threads: expected at least 1"),
+        ],
+    )
+    def test_options_out_of_range_are_named(self, toy_model, options, message):
+        with pytest.raises(ValueError, match=message):
+            PatchPoseAssigner(toy_model, **options)
+
+    def test_unknown_options_are_refused(self, toy_model):
+        with pytest.raises(TypeError):
+            PatchPoseAssigner(toy_model, topk=2)
+
+    def test_numbers_must_be_numbers(self, toy_model):
+        with pytest.raises(TypeError, match="magnification: expected a number or None, got '12'"):
+            PatchPoseAssigner(toy_model, magnification="12")
+
+    def test_missing_models_are_named(self, tmp_path):
+        with pytest.raises(ModelError, match=r"none\.onnx: expected polar, resnet18"):
+            PatchPoseAssigner(tmp_path / "none.onnx")
+
+
+def test_a_pickled_copy_does_the_same(toy_model):
+    original = PatchPoseAssigner(toy_model, top_k=2, descriptor=cv2.SIFT.create(nOctaveLayers=4))
+    copy = pickle.loads(pickle.dumps(original))
+    posed = [[fields(k) for k in a.assign(disc(50.0), [point()])] for a in (original, copy)]
+    assert posed[0] == posed[1]

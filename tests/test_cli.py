@@ -1,0 +1,273 @@
+"""The command: what it writes, what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from cv_patchpose import cli
+from cv_patchpose.cli import main
+from cv_patchpose.errors import ModelError
+from cv_patchpose.estimator import model_path
+from cv_patchpose.files import COLUMNS, write_file
+
+VERBS = ("assign", "match", "export", "train", "evaluate", "info")
+
+
+@pytest.fixture
+def images(tmp_path, photograph):
+    """Write a photograph and the same, turned."""
+    paths = tmp_path / "first.png", tmp_path / "second.png"
+    cv2.imwrite(str(paths[0]), photograph)
+    cv2.imwrite(str(paths[1]), np.rot90(photograph))
+    return paths
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def fails(capsys, *arguments):
+    """Run a command that must fail; return its message."""
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("cv-patchpose: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+class TestHelp:
+    def test_all_verbs_are_listed(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            run("--help")
+        assert caught.value.code == 0
+        printed = capsys.readouterr().out
+        assert all(re.search(rf"^    {verb} ", printed, re.M) for verb in VERBS)
+
+    @pytest.mark.parametrize("verb", ["assign", "match", "export", "train", "info"])
+    def test_each_has_its_own(self, capsys, verb):
+        with pytest.raises(SystemExit) as caught:
+            run(verb, "--help")
+        assert caught.value.code == 0
+        assert f"cv-patchpose {verb}" in capsys.readouterr().out
+
+    def test_training_needs_torch_only_to_train(self, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        with pytest.raises(SystemExit) as caught:
+            run("train", "--help")
+        assert caught.value.code == 0
+
+    def test_wrong_usage_exits_with_2(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            run("assign")
+        assert caught.value.code == 2
+        with pytest.raises(SystemExit) as caught:
+            run("detect")
+        assert caught.value.code == 2
+
+
+class TestAssign:
+    def test_npz(self, images, tmp_path, toy_model, capsys):
+        output = tmp_path / "k.npz"
+        assert run("assign", images[0], "-o", output, "--model", toy_model) == 0
+        with np.load(output) as file:
+            table, columns = file["keypoints"], file["columns"]
+        assert tuple(columns) == COLUMNS
+        assert table.shape[1] == 7
+        assert 500 < len(table) <= 2000
+        assert capsys.readouterr().out == f"{output}: {len(table)} keypoints\n"
+
+    def test_csv_has_the_same_numbers(self, images, tmp_path, toy_model):
+        for name in ("k.npz", "k.csv"):
+            run("assign", images[0], "-o", tmp_path / name, "--model", toy_model, "--top-k", 2)
+        with np.load(tmp_path / "k.npz") as file:
+            expected = file["keypoints"]
+        text = (tmp_path / "k.csv").read_text().splitlines()
+        assert text[0] == ",".join(COLUMNS)
+        found = np.loadtxt(text[1:], delimiter=",")
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+    @pytest.mark.parametrize("detector", ["orb", "akaze", "fast", "gftt"])
+    def test_other_detectors_and_a_picture(self, images, tmp_path, toy_model, detector):
+        picture = tmp_path / "poses.png"
+        code = run(
+            "assign", images[0], "-o", tmp_path / "k.csv", "--model", toy_model, "--detector",
+            detector, "--max-keypoints", 50, "--picture", picture,
+        )  # fmt: skip
+        assert code == 0
+        assert 40 < len((tmp_path / "k.csv").read_text().splitlines()) <= 51
+        assert cv2.imread(str(picture)).shape == (512, 512, 3)
+
+
+class TestMatch:
+    @pytest.mark.parametrize("geometry", ["homography", "fundamental"])
+    def test_picture_and_counts(self, images, tmp_path, toy_model, capsys, geometry):
+        if geometry == "fundamental":  # a scene with depth
+            for path, image in zip(images, data.stereo_motorcycle(), strict=False):
+                cv2.imwrite(str(path), image)
+        output = tmp_path / "matches.jpg"
+        code = run(
+            "match", *images, "-o", output, "--model", toy_model, "--geometry", geometry,
+            "--max-keypoints", 300,
+        )  # fmt: skip
+        assert code == 0
+        picture = cv2.imread(str(output))
+        assert picture.shape[0] > 900
+        printed = capsys.readouterr().out
+        lines = printed.splitlines()
+        assert re.fullmatch(r"pose +keypoints +matches +inliers", lines[0])
+        own, ours = (list(map(int, re.findall(r"\d+", line))) for line in lines[1:3])
+        assert own[0] > ours[0] == 300
+        for _, _, matches, inliers in (own, ours):
+            assert 20 < inliers <= matches
+        assert lines[3] == str(output)
+
+    def test_nothing_to_match(self, tmp_path, toy_model):
+        blank = tmp_path / "blank.png"
+        cv2.imwrite(str(blank), np.zeros((50, 60), np.uint8))
+        assert run("match", blank, blank, "-o", tmp_path / "m.png", "--model", toy_model) == 0
+        assert (tmp_path / "m.png").exists()
+
+
+class TestExample:
+    script = Path(__file__).parents[1] / "examples" / "sift_drop_in.py"
+
+    def test_it_is_short(self):
+        assert len(self.script.read_text().splitlines()) < 30
+
+    def test_it_runs(self, images, tmp_path):
+        try:
+            model_path("polar")
+        except ModelError as error:
+            pytest.skip(str(error))
+        picture = tmp_path / "matches.png"
+        command = [sys.executable, self.script, *images, picture]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert re.search(r"learned pose: +\d+ of \d+ matches are inliers", printed)
+        assert cv2.imread(str(picture)) is not None
+
+
+class TestInfo:
+    def test_model_and_engine(self, toy_model, capsys):
+        assert run("info", toy_model) == 0
+        printed = capsys.readouterr().out
+        for part in ("cv-patchpose", cv2.__version__, "ExecutionProvider", "toy.onnx"):
+            assert part in printed
+        assert re.search(r"^magnification +12\.0$", printed, re.M)
+        assert re.search(r"^bins +orientation 36, scale 13, scale_per_octave 3$", printed, re.M)
+        assert re.search(r"^training: data +none$", printed, re.M)
+
+
+class TestExport:
+    @pytest.fixture
+    def bundled(self, toy_model, monkeypatch):
+        monkeypatch.setattr(cli, "model_path", lambda name: toy_model)
+        return toy_model
+
+    def test_bundled_into_a_folder(self, bundled, tmp_path, capsys):
+        assert run("export", "--model", "polar", "-o", tmp_path / "new") == 0
+        copy = tmp_path / "new" / bundled.name
+        assert copy.read_bytes() == bundled.read_bytes()
+        assert capsys.readouterr().out == f"{copy}\n"
+
+    def test_bundled_into_a_file(self, bundled, tmp_path):
+        assert run("export", "--model", "polar", "-o", tmp_path / "my.onnx") == 0
+        assert (tmp_path / "my.onnx").read_bytes() == bundled.read_bytes()
+
+    def test_either_a_checkpoint_or_a_name(self, capsys, tmp_path):
+        both = ("run", "--model", "polar", "-o", tmp_path / "m.onnx")
+        for arguments in (both, ("-o", tmp_path / "m.onnx")):
+            message = fails(capsys, "export", *arguments)
+            assert "expected either RUN_OR_CHECKPOINT or --model NAME" in message
+
+
+class TestErrors:
+    @pytest.fixture
+    def model(self, toy_model):
+        return ("--model", toy_model)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(None, "No such file or directory"), (b"", "expected an image file"), (b"x", "an image")],
+    )
+    def test_unreadable_image(self, capsys, tmp_path, model, content, message):
+        image = tmp_path / "image.png"
+        if content is not None:
+            image.write_bytes(content)
+        found = fails(capsys, "assign", image, "-o", tmp_path / "k.csv", *model)
+        assert str(image) in found
+        assert message in found
+        assert not (tmp_path / "k.csv").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("k.txt", "expected a name that ends in .npz, .csv"),
+            ("none/k.csv", "expected a file in an existing folder"),
+            ("folder.csv", "expected a file, got a folder"),
+        ],
+    )
+    def test_unwritable_output(self, capsys, tmp_path, images, model, name, message):
+        (tmp_path / "folder.csv").mkdir()
+        assert message in fails(capsys, "assign", images[0], "-o", tmp_path / name, *model)
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+    def test_forbidden_folder(self, capsys, tmp_path, images, model):
+        folder = tmp_path / "closed"
+        folder.mkdir(mode=0o500)
+        message = fails(capsys, "assign", images[0], "-o", folder / "k.csv", *model)
+        assert "Permission denied" in message
+
+    def test_missing_and_foreign_models(self, capsys, tmp_path, images):
+        text = tmp_path / "text.onnx"
+        text.write_text("not a model")
+        for model, message in ((tmp_path / "none.onnx", "got no file"), (text, "got no ONNX file")):
+            output = tmp_path / "m.png"
+            found = fails(capsys, "match", *images, "-o", output, "--model", model)
+            assert str(model) in found
+            assert message in found
+            assert not output.exists()
+            assert message in fails(capsys, "info", model)
+
+    @pytest.mark.parametrize("option", ["--top-k", "--max-keypoints"])
+    def test_counts_out_of_range(self, capsys, tmp_path, images, model, option):
+        message = fails(capsys, "assign", images[0], "-o", tmp_path / "k.csv", *model, option, 0)
+        assert "expected" in message
+        assert message.rstrip().endswith("got 0")
+
+    def test_missing_extras_are_named(self, capsys, monkeypatch, tmp_path):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        for name in [n for n in sys.modules if n.startswith("cv_patchpose.training")]:
+            monkeypatch.delitem(sys.modules, name)
+        message = fails(capsys, "train", tmp_path, "-o", tmp_path / "run")
+        assert "pip install 'cv-patchpose[train]'" in message
+
+    def test_interruption(self, capsys, monkeypatch, tmp_path, images, model):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "detect", interrupt)
+        assert run("assign", images[0], "-o", tmp_path / "k.csv", *model) == 130
+        assert capsys.readouterr().err == "cv-patchpose: interrupted\n"
+        assert not (tmp_path / "k.csv").exists()
+
+    def test_no_half_written_file(self, monkeypatch, tmp_path):
+        path = tmp_path / "out.csv"
+        path.write_bytes(b"old")
+
+        def refuse(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match="No space left on device"):
+            write_file(path, b"new")
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,256 @@
+"""ONNX models: both engines, metadata, and messages for files that cannot be used."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import re
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from cv_patchpose.errors import ModelError
+from cv_patchpose.estimator import BUNDLED_MODELS, PoseEstimator
+from cv_patchpose.histograms import PoseBins
+from cv_patchpose.metadata import METADATA_KEY, ModelMetadata, read_metadata
+from cv_patchpose.patches import PolarGrid, SquareGrid
+
+ENGINES = ("onnxruntime", "opencv")
+
+
+def patches(count, seed=0):
+    return np.random.default_rng(seed).random((count, 1, 40, 80), np.float32)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    if request.param == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    return request.param
+
+
+class TestEngines:
+    def test_they_agree_while_the_batch_size_changes(self, toy_model):
+        pytest.importorskip("onnxruntime")
+        runtime, opencv = (PoseEstimator(toy_model, engine=name) for name in ENGINES)
+        for count in (16, 5, 16, 1, 300):
+            ours, theirs = (e.histograms(patches(count, count)) for e in (runtime, opencv))
+            np.testing.assert_allclose(ours.scale, theirs.scale, atol=1e-5)
+            np.testing.assert_allclose(ours.orientation, theirs.orientation, atol=1e-5)
+
+    def test_a_batch_is_the_same_as_one_by_one(self, toy_model, engine):
+        estimator = PoseEstimator(toy_model, engine=engine)
+        given = patches(300)
+        together = estimator.histograms(given)
+        for index in (0, 7, 255, 256, 299):
+            alone = estimator.histograms(given[[index]])
+            np.testing.assert_allclose(together.scale[[index]], alone.scale, atol=1e-6)
+            np.testing.assert_allclose(together.orientation[[index]], alone.orientation, atol=1e-6)
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_rows_are_float32_and_sum_to_one(self, toy_model, engine, count):
+        found = PoseEstimator(toy_model, engine=engine).histograms(patches(count))
+        assert found.scale.shape == (count, 13)
+        assert found.orientation.shape == (count, 36)
+        for rows in (found.scale, found.orientation):
+            assert rows.dtype == np.float32
+            np.testing.assert_allclose(rows.sum(1), 1, atol=1e-5)
+
+    def test_columns_of_the_patch_roll_the_orientation(self, toy_model, engine):
+        inner = patches(4)[..., 4:-4]
+        estimator = PoseEstimator(toy_model, engine=engine)
+
+        def orientation(shift):
+            rolled = np.roll(inner, 2 * shift, axis=3)
+            around = np.concatenate([rolled[..., -4:], rolled, rolled[..., :4]], axis=3)
+            return estimator.histograms(around)
+
+        upright = orientation(0)
+        for shift in (1, 17, 35):
+            turned = orientation(shift)
+            expected = np.roll(upright.orientation, shift, axis=1)
+            np.testing.assert_allclose(turned.orientation, expected, atol=1e-5)
+            np.testing.assert_allclose(turned.scale, upright.scale, atol=1e-5)
+
+    def test_a_copy_opens_the_model_again(self, toy_model, engine):
+        estimator = PoseEstimator(toy_model, engine=engine, num_threads=1)
+        copy = pickle.loads(pickle.dumps(estimator))
+        assert (copy.engine, copy.path, copy.metadata) == (
+            engine, estimator.path, estimator.metadata,
+        )  # fmt: skip
+        given = patches(3)
+        np.testing.assert_array_equal(
+            copy.histograms(given).scale, estimator.histograms(given).scale
+        )
+
+
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_engines_agree_on_bundled_models(name):
+    pytest.importorskip("onnxruntime")
+    try:
+        runtime, opencv = (PoseEstimator(name, engine=engine) for engine in ENGINES)
+    except ModelError as error:
+        pytest.skip(str(error))
+    rng = np.random.default_rng(0)
+    for count in (16, 5, 16):
+        given = rng.standard_normal((count, *runtime.metadata.patch_shape)).astype(np.float32)
+        ours, theirs = (estimator.histograms(given) for estimator in (runtime, opencv))
+        np.testing.assert_allclose(ours.scale, theirs.scale, atol=1e-4)
+        np.testing.assert_allclose(ours.orientation, theirs.orientation, atol=1e-4)
+
+
+class TestChoice:
+    def test_onnx_runtime_is_preferred(self, toy_model):
+        pytest.importorskip("onnxruntime")
+        assert PoseEstimator(toy_model).engine == "onnxruntime"
+
+    def test_opencv_takes_over_where_it_is_missing(self, toy_model, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        estimator = PoseEstimator(toy_model)
+        assert estimator.engine == "opencv"
+        assert estimator.providers == ("OpenCV",)
+        with pytest.raises(ValueError, match="engine: expected onnxruntime to be installed"):
+            PoseEstimator(toy_model, engine="onnxruntime")
+
+    def test_providers_really_used_are_reported(self, toy_model, caplog):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        assert PoseEstimator(toy_model).providers == ("CPUExecutionProvider",)
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            asked = PoseEstimator(toy_model, providers=["CUDAExecutionProvider"])
+            assert asked.providers == ("CPUExecutionProvider",)
+            assert "CUDAExecutionProvider is not available" in caplog.text
+
+    def test_bad_options_are_named(self, toy_model):
+        with pytest.raises(ValueError, match="engine: expected one of onnxruntime, opencv or None"):
+            PoseEstimator(toy_model, engine="torch")
+        with pytest.raises(TypeError, match="providers: expected a list or tuple of names"):
+            PoseEstimator(toy_model, providers="CPUExecutionProvider")
+        with pytest.raises(ValueError, match="num_threads: expected at least 1 or None, got 0"):
+            PoseEstimator(toy_model, num_threads=0)
+        with pytest.raises(TypeError, match="model: expected a name or a path, got int"):
+            PoseEstimator(3)
+
+    @pytest.mark.parametrize("shape", [(2, 1, 40, 72), (2, 3, 40, 80), (1, 40, 80)])
+    def test_patches_of_another_shape_are_refused(self, toy_model, shape):
+        message = re.escape(f"patches: expected (N, 1, 40, 80), got {shape}")
+        with pytest.raises(ValueError, match=message):
+            PoseEstimator(toy_model).histograms(np.zeros(shape, np.float32))
+
+
+class TestMetadata:
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            ModelMetadata("a", PolarGrid(rows=30, halo=6), PoseBins(), standardize=True),
+            ModelMetadata("b", SquareGrid(size=32), PoseBins(18, 5, 2), color=True),
+            ModelMetadata(
+                "c", PolarGrid(), PoseBins(), magnification=9.0, scale_offset_octaves=-0.25,
+                scale_prior_octaves=0.2, second_mode_ratio=0.5, training={"commit": "x"},
+            ),
+        ],
+    )  # fmt: skip
+    def test_round_trip(self, metadata):
+        assert ModelMetadata.from_json(metadata.to_json()) == metadata
+
+    def test_shape_of_the_patches(self):
+        assert ModelMetadata("a", PolarGrid(), PoseBins()).patch_shape == (1, 40, 80)
+        square = ModelMetadata("b", SquareGrid(), PoseBins(), color=True)
+        assert square.patch_shape == (3, 32, 32)
+
+    def test_the_file_s_properties_are_read_as_onnx_reads_them(self, toy_model):
+        properties = {p.key: p.value for p in onnx.load(toy_model).metadata_props}
+        expected = ModelMetadata.from_json(properties[METADATA_KEY])
+        assert read_metadata(toy_model.read_bytes(), "toy") == expected
+
+    @pytest.mark.parametrize(
+        ("entry", "value"),
+        [
+            ("magnification", 0),
+            ("magnification", "12"),
+            ("scale_offset_octaves", float("nan")),
+            ("scale_prior_octaves", -1),
+            ("second_mode_ratio", 1.5),
+            ("standardize", 1),
+            ("name", None),
+            ("bins", {"orientation": 36}),
+            ("bins", {"orientation": 0, "scale": 13, "scale_per_octave": 3}),
+            ("bins", {"rotation": 36}),
+            ("grid", {"kind": "hexagonal"}),
+            ("grid", {"kind": "polar", "rings": 4}),
+            ("grid", {"kind": "polar", "rows": 0}),
+            ("format", 2),
+            ("surplus", 1),
+        ],
+    )
+    def test_unusable_entries_are_model_errors(self, toy_model, replace_metadata, entry, value):
+        good = json.loads(
+            {p.key: p.value for p in onnx.load(toy_model).metadata_props}[METADATA_KEY]
+        )
+        path = replace_metadata(json.dumps(good | {entry: value}))
+        with pytest.raises(ModelError, match=re.escape(str(path))) as caught:
+            PoseEstimator(path)
+        assert 'expected an ONNX model with "patchpose" metadata, format 1, got' in str(
+            caught.value
+        )
+
+    @pytest.mark.parametrize("text", ["{", "[]", "3", "{}"])
+    def test_other_json_is_a_model_error(self, replace_metadata, text):
+        with pytest.raises(ModelError, match="format 1, got"):
+            PoseEstimator(replace_metadata(text))
+
+
+class TestBadFiles:
+    def test_missing(self, tmp_path):
+        path = tmp_path / "none.onnx"
+        with pytest.raises(ModelError, match=re.escape(f"{path}: expected polar, resnet18 or the")):
+            PoseEstimator(path)
+
+    def test_a_folder(self, tmp_path):
+        with pytest.raises(ModelError, match="got no file"):
+            PoseEstimator(tmp_path)
+
+    def test_foreign_model(self, replace_metadata):
+        with pytest.raises(ModelError, match="got metadata properties: other"):
+            PoseEstimator(replace_metadata(None))
+
+    @pytest.mark.parametrize("content", [b"", b"\x00", b"not a model at all", b"\xff" * 100])
+    def test_no_model(self, tmp_path, content):
+        path = tmp_path / "text.onnx"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=re.escape(str(path))):
+            PoseEstimator(path)
+
+    def test_cut_off(self, toy_model, tmp_path, engine):
+        content = toy_model.read_bytes()
+        path = tmp_path / "cut.onnx"
+        for length in range(1, len(content), 97):
+            path.write_bytes(content[:length])
+            with pytest.raises(ModelError):
+                PoseEstimator(path, engine=engine)
+
+    def test_other_outputs(self, write_model, engine):
+        path = write_model(bins=PoseBins(scale=11))
+        with pytest.raises(ModelError, match=r"expected outputs of shape .*\(1, 11\).*\(1, 13\)"):
+            PoseEstimator(path, engine=engine)
+
+    def test_other_inputs(self, toy_model, tmp_path, engine):
+        model = onnx.load(toy_model)
+        entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
+        metadata = json.loads(entry.value)
+        metadata["grid"]["columns"] = 60
+        helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+        path = tmp_path / "narrow.onnx"
+        onnx.save(model, path)
+        with pytest.raises(ModelError, match=re.escape(str(path))):
+            PoseEstimator(path, engine=engine)
+
+
+def test_opencv_s_threads_are_left_alone(toy_model):
+    before = cv2.getNumThreads()
+    PoseEstimator(toy_model, num_threads=1)
+    PoseEstimator(toy_model, num_threads=1, engine="opencv")
+    assert cv2.getNumThreads() == before

@@ -1,0 +1,310 @@
+"""Benchmarks and their command, on small trees made of a photograph."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
+from cv_patchpose.evaluation.cli import main
+from cv_patchpose.evaluation.homography import local_change, project
+from cv_patchpose.evaluation.homography_matching import MatchingProtocol, compute_features
+from cv_patchpose.evaluation.homography_pose import PoseProtocol, fixed_points, repeated_points
+from cv_patchpose.evaluation.methods import MethodSettings, load_method
+from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
+from cv_patchpose.evaluation.runner import run_units
+from cv_patchpose.evaluation.sequences import find_sequences, thin_out, turn_image
+
+TURN_DEG, ZOOM = 25.0, 1.5
+
+
+@pytest.fixture(scope="module")
+def root(photograph, tmp_path_factory) -> Path:
+    """Two sequences: image 2 turned and zoomed, image 3 the same as image 1."""
+    root = tmp_path_factory.mktemp("tree")
+    for name, suffix in (("group/v_first", "png"), ("group/v_second", "webp")):
+        folder = root / name
+        folder.mkdir(parents=True)
+        view = turn_image(photograph, TURN_DEG, ZOOM)
+        cv2.imwrite(str(folder / f"1.{suffix}"), photograph)
+        cv2.imwrite(str(folder / f"2.{suffix}"), view.image)
+        cv2.imwrite(str(folder / f"3.{suffix}"), photograph)
+        np.savetxt(folder / "H_1_2", view.from_photo)
+        np.savetxt(folder / "H_1_3", np.eye(3))
+    return root
+
+
+def write_bad_sequence(root, name, photograph):
+    folder = root / name
+    folder.mkdir()
+    cv2.imwrite(str(folder / "1.png"), photograph)
+    cv2.imwrite(str(folder / "2.png"), photograph)
+    return folder
+
+
+def test_layout_is_found_at_any_depth(root):
+    sequences, failures = find_sequences(root)
+    assert [sequence.name for sequence in sequences] == ["group/v_first", "group/v_second"]
+    assert [target.path.name for target in sequences[1].targets] == ["2.webp", "3.webp"]
+    assert_allclose(sequences[0].targets[1].homography, np.eye(3))
+    assert failures == {}
+
+
+def test_every_third_pair_is_kept_across_sequences(root):
+    sequences, _ = find_sequences(root)
+    kept = [(s.name, t.path.name) for s in thin_out(sequences) for t in s.targets]
+    assert kept == [("group/v_first", "2.png"), ("group/v_second", "3.webp")]
+
+
+def test_bad_sequences_are_named_and_do_not_lose_the_others(tmp_path, photograph):
+    write_bad_sequence(tmp_path, "good", photograph)
+    np.savetxt(tmp_path / "good/H_1_2", np.eye(3))
+    write_bad_sequence(tmp_path, "missing", photograph)
+    (write_bad_sequence(tmp_path, "words", photograph) / "H_1_2").write_text("a b c")
+    (write_bad_sequence(tmp_path, "short", photograph) / "H_1_2").write_text("1 2 3")
+    np.savetxt(write_bad_sequence(tmp_path, "singular", photograph) / "H_1_2", np.ones((3, 3)))
+    np.savetxt(write_bad_sequence(tmp_path, "extra", photograph) / "H_1_2", np.eye(3))
+    np.savetxt(tmp_path / "extra/H_1_7", np.eye(3))
+    sequences, failures = find_sequences(tmp_path)
+    assert [sequence.name for sequence in sequences] == ["good"]
+    assert set(failures) == {"missing", "words", "short", "singular", "extra"}
+    assert "missing/H_1_2: expected a homography file, got none" in failures["missing"]
+    assert "words/H_1_2: expected a 3 x 3 matrix" in failures["words"]
+    assert "short/H_1_2: expected a finite 3 x 3 matrix, got shape (3,)" in failures["short"]
+    assert "singular/H_1_2: expected an invertible matrix" in failures["singular"]
+    assert "extra/H_1_7: expected an image 7.* beside it" in failures["extra"]
+
+
+def test_empty_or_missing_root_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"root: expected folders with images 1\.\*"):
+        find_sequences(tmp_path)
+    with pytest.raises(ValueError, match="root: expected a folder, got"):
+        find_sequences(tmp_path / "absent")
+
+
+def test_perfect_matcher_scores_one_and_shuffled_one_about_zero(photograph):
+    protocol = MatchingProtocol(methods=("upright",), max_keypoints=200)
+    methods = {"upright": load_method("upright", MethodSettings())}
+    features = compute_features(turn_image(photograph), methods, protocol)["upright"]
+    perfect = homography_matching.score_pair("upright", features, features, np.eye(3))
+    assert perfect.accuracy == [1.0] * 10
+    assert perfect.matches == perfect.correct == 200 == perfect.keypoints
+    order = np.random.default_rng(0).permutation(200)
+    shuffled = homography_matching.Features(features.xy_px[order], features.descriptors)
+    assert max(homography_matching.score_pair("m", features, shuffled, np.eye(3)).accuracy) < 0.1
+
+
+def test_matching_rows_tell_oriented_from_upright(root):
+    protocol = MatchingProtocol(
+        methods=("upright", "detector", "detector-all"), max_keypoints=300, min_zoom_change=1.33
+    )
+    outcome = homography_matching.run_benchmark(root, protocol)
+    upright, own, every = outcome.rows
+    assert own["pairs"] == 2  # image 3 is not zoomed
+    assert own["mma_3"] > upright["mma_3"]
+    assert own["correct_matches"] > 60
+    assert every["keypoints"] > own["keypoints"] == 300
+    assert every["correct_matches"] > own["correct_matches"]
+    assert own["mma_1"] <= own["mma_3"] <= own["mma_5"] <= 1
+    assert outcome.failures == {}
+
+
+def test_turning_image_2_is_part_of_the_truth(root):
+    protocol = MatchingProtocol(methods=("detector",), max_keypoints=300, rotate=60.0, zoom=0.8)
+    assert homography_matching.run_benchmark(root, protocol).rows[0]["mma_3"] > 0.4
+
+
+def test_protocol_that_leaves_no_pair_says_so(root):
+    protocol = MatchingProtocol(methods=("upright",), min_zoom_change=8.0)
+    with pytest.raises(ValueError, match="root: expected pairs that meet the protocol"):
+        homography_matching.run_benchmark(root, protocol)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_keypoints": 0}, "max_keypoints: expected a finite number above 0, got 0"),
+        ({"zoom": -1.0}, "zoom: expected a finite number above 0"),
+        ({"corner_size": float("nan")}, "corner_size: expected a finite number above 0"),
+        ({"detector": "surf"}, "detector: expected one of sift, gftt, .* got 'surf'"),
+        ({"min_zoom_change": 0.5}, "min_zoom_change: expected above 1"),
+    ],
+)
+def test_matching_protocol_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MatchingProtocol(methods=("upright",), **changes)
+
+
+def test_fixed_points_lie_inside_both_images_at_exact_positions(photograph):
+    view1, view2 = turn_image(photograph), turn_image(photograph, TURN_DEG, ZOOM)
+    points1, points2 = fixed_points(view1, view2, view2.from_photo, 96.0)
+    assert 100 < len(points1) == len(points2) <= 400
+    xy1, xy2 = points1.xy_px.astype(float), points2.xy_px.astype(float)
+    assert_allclose(xy2, project(view2.from_photo, xy1), atol=1e-3)
+    assert view1.shows(xy1, 48.0).all()
+    assert view2.shows(xy2, 47.99).all()
+    assert len(set(points1.size_px) | set(points2.size_px)) == 1
+
+
+def test_repeated_points_agree_in_place_and_size(photograph):
+    view1, view2 = turn_image(photograph), turn_image(photograph, TURN_DEG, ZOOM)
+    points1, points2 = repeated_points(view1, view2, view2.from_photo, 500)
+    assert len(points1) == len(points2) > 100
+    offset = project(view2.from_photo, points1.xy_px.astype(float)) - points2.xy_px
+    assert np.linalg.norm(offset, axis=1).max() <= 2
+    assert np.abs(np.log2(points2.size_px / points1.size_px / ZOOM)).max() <= 0.5
+    assert len({tuple(xy) for xy in points2.xy_px}) > 0.95 * len(points2)
+
+
+def test_pose_of_a_known_turn_is_recognised(root):
+    methods = ("identity", "detector", "gradient-histogram")
+    fixed = homography_pose.run_benchmark(root, PoseProtocol(methods=methods, rotate=50.0))
+    identity, _, gradient = fixed.rows
+    assert identity["orientation_within_20_deg"] == 0.0
+    assert identity["scale_within_1_6_octave"] == pytest.approx(50.0, abs=15)  # image 3
+    assert gradient["orientation_within_10_deg"] > 60
+    assert gradient["scale_within_1_3_octave"] is None
+    assert fixed.rows[0]["orientation_points"] > 400
+
+
+def test_detectors_own_pose_of_repeated_points(root):
+    protocol = PoseProtocol(methods=("identity", "detector"), points="repeated")
+    identity, own = homography_pose.run_benchmark(root, protocol).rows
+    assert own["orientation_within_10_deg"] > 70
+    assert own["scale_within_1_6_octave"] > identity["scale_within_1_6_octave"]
+
+
+def test_both_ground_truths_agree_on_a_similarity(root):
+    rows = [
+        homography_pose.run_benchmark(root, PoseProtocol(methods=("detector",), ground_truth=kind))
+        for kind in ("local", "global")
+    ]
+    assert rows[0].rows == rows[1].rows
+
+
+def test_pose_protocol_is_checked():
+    with pytest.raises(ValueError, match="points: expected one of fixed, repeated, got 'all'"):
+        PoseProtocol(methods=("identity",), points="all")
+    with pytest.raises(ValueError, match="ground_truth: expected one of local, global"):
+        PoseProtocol(methods=("identity",), ground_truth="eq10")
+    with pytest.raises(ValueError, match="methods: expected one pose per point"):
+        PoseProtocol(methods=("detector-all",))
+
+
+def test_clean_protocol_measures_turns_and_zooms_apart(root):
+    protocol = PatchPoseProtocol(methods=("upright", "gradient-histogram"), images=2, views=3)
+    upright, gradient = patchpose.run_benchmark(root, protocol).rows
+    assert gradient["orientation_within_10_deg"] > 80
+    assert upright["orientation_within_10_deg"] < 50
+    assert upright["orientation_points"] == upright["scale_points"] == 2 * 3 * 10
+    assert gradient["scale_points"] == 0
+
+
+def test_clean_protocol_is_repeatable_and_refuses_what_it_cannot_use(root, tmp_path):
+    protocol = PatchPoseProtocol(methods=("upright", "gradient-histogram"), images=1, views=2)
+    again = [patchpose.run_benchmark(root, protocol).rows for _ in range(2)]
+    assert again[0] == again[1]
+    with pytest.raises(ValueError, match="root: expected a folder with images, got none"):
+        patchpose.run_benchmark(tmp_path, protocol)
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((50, 50, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"small\.png: expected corners 128 px from its border"):
+        patchpose.run_benchmark(tmp_path, protocol)
+
+
+@dataclass(frozen=True)
+class Unit:
+    name: str
+
+
+def measure_even(unit):
+    if int(unit.name) % 2:
+        raise ValueError(f"{unit.name} is odd")
+    return [unit.name]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_units_keep_their_order_and_failures_their_names(jobs):
+    units = [Unit(str(number)) for number in range(5)]
+    samples, failures = run_units(measure_even, units, jobs)
+    assert samples == ["0", "2", "4"]
+    assert failures == {"1": "1 is odd", "3": "3 is odd"}
+
+
+def test_nothing_measured_is_an_error():
+    with pytest.raises(ValueError, match="1: 1 is odd; 3: 3 is odd"):
+        run_units(measure_even, [Unit("1"), Unit("3")], 1)
+    with pytest.raises(ValueError, match="jobs: expected at least 1, got 0"):
+        run_units(measure_even, [Unit("2")], 0)
+
+
+def test_command_writes_json_and_prints_a_table(root, tmp_path, capsys):
+    output = tmp_path / "out.json"
+    options = ["--methods", "upright,detector", "--quick", "--max-keypoints", "100"]
+    assert main(["homography-matching", str(root), *options, "-o", str(output)]) == 0
+    content = json.loads(output.read_text())
+    assert list(content) == ["benchmark", "protocol", "rows", "failures", "environment"]
+    assert content["benchmark"] == "homography-matching"
+    assert content["protocol"]["max_keypoints"] == 100
+    assert [row["method"] for row in content["rows"]] == ["upright", "detector"]
+    assert content["rows"][0]["pairs"] == 2
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:4] == ["method", "mma_1", "mma_3", "mma_5"]
+    assert [line.split()[0] for line in table[1:]] == ["upright", "detector"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, capsys):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("broken", "good"):
+        write_bad_sequence(tree, name, photograph)
+        np.savetxt(tree / name / "H_1_2", np.eye(3))
+    (tree / "broken/2.png").write_bytes(b"not a picture")
+    output = tmp_path / "out.json"
+    arguments = ["homography-pose", str(tree), "--methods", "identity", "-o", str(output)]
+    assert main(arguments) == 1
+    assert "not measured: broken: " in capsys.readouterr().err
+    content = json.loads(output.read_text())
+    assert "2.png" in content["failures"]["broken"]
+    assert content["rows"][0]["orientation_within_5_deg"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stereo", "ROOT"], "benchmark: expected one of homography-matching, homography-pose"),
+        (["homography-pose", "ROOT", "--methods", "siift"], "methods: expected identity"),
+        (["patchpose", "ROOT", "--detector", "orb"], "--detector: expected an option of patchpose"),
+        (["homography-pose", "ROOT", "--methods", "orinet"], "peer_weights: expected a folder"),
+        (["homography-pose", "EMPTY"], "root: expected folders"),
+    ],
+)
+def test_command_refuses_bad_arguments(root, tmp_path, capsys, arguments, message):
+    output = tmp_path / "out.json"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = {"ROOT": str(root), "EMPTY": str(empty)}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    methods = [] if "--methods" in arguments else ["--methods", "identity"]
+    assert main([*arguments, *methods, "-o", str(output)]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_command_checks_the_output_first(root, tmp_path, capsys):
+    for output in (tmp_path / "absent/out.json", tmp_path / "out.txt"):
+        arguments = ["patchpose", str(root), "--methods", "identity", "-o", str(output)]
+        assert main(arguments) == 2
+        assert "expected" in capsys.readouterr().err
+
+
+def test_local_truth_of_a_turned_view_is_its_turn(photograph):
+    view = turn_image(photograph, 40.0, 0.5)
+    scale, angle_deg = local_change(view.from_photo, np.array([[10.0, 400.0]]))
+    assert (scale[0], angle_deg[0]) == (pytest.approx(0.5), pytest.approx(40.0))
