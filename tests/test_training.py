@@ -13,19 +13,18 @@ torch = pytest.importorskip("torch")
 
 from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
+from cv_patchpose.histograms import PoseBins  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
 from cv_patchpose.training.checkpoint import load_checkpoint, network_of  # noqa: E402
 from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
-from cv_patchpose.training.network import PolarNetConfig  # noqa: E402
-from cv_patchpose.training.options import SynthesisConfig, TrainConfig  # noqa: E402
-from cv_patchpose.training.trainer import (  # noqa: E402
+from cv_patchpose.training.objective import (  # noqa: E402
     PoseLoss,
-    Trainer,
     pair_changes,
     pose_accuracy,
-    split_photographs,
 )
+from cv_patchpose.training.options import SynthesisConfig, TrainConfig  # noqa: E402
+from cv_patchpose.training.trainer import Trainer, split_photographs  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -82,16 +81,16 @@ def test_changes_between_views():
 
 
 def test_accuracy_and_loss_of_known_answers():
-    network = PolarNetConfig()
+    bins = PoseBins()
     # Right: +3 bins of 10 degrees, +3 bins of 1/3 octave. The second keypoint wraps around.
     right = logits_at([[4.0, 7.0], [5.0, 8.0]], [[10.0, 13.0], [34.0, 1.0]])
-    accuracy = pose_accuracy(*right, known_batch(), network)
+    accuracy = pose_accuracy(*right, known_batch(), bins)
     assert set(accuracy.values()) == {100.0}
     # Orientation 7 degrees off and scale 0.25 octave off: within the wider thresholds only.
     off = logits_at([[4.0, 7.75], [5.0, 8.75]], [[10.0, 13.7], [34.0, 1.7]])
-    accuracy = pose_accuracy(*off, known_batch(), network)
+    accuracy = pose_accuracy(*off, known_batch(), bins)
     assert list(accuracy.values()) == [0.0, 100.0, 0.0, 100.0]
-    loss = PoseLoss(network, TINY)
+    loss = PoseLoss(bins, sigma_deg=3.0, sigma_octaves=0.08)
     for good, bad in zip(loss(*right, known_batch()), loss(*off, known_batch()), strict=True):
         assert good < bad
 

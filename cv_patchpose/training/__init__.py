@@ -1,1 +1,1 @@
-"""Self-supervised training of pose estimators: synthesis of pairs, networks, losses, trainer, export."""
+"""Self-supervised training: synthesis of views, networks, losses, trainer, export."""

@@ -243,7 +243,7 @@ class PairStream:
         *,
         batch_size: int,
         pool_size: int,
-        seed: int,
+        seed: int | tuple[int, ...],
     ) -> None:
         self.photographs = photographs
         self.grid = grid

@@ -69,12 +69,13 @@ def export_checkpoint(
     if checkpoint.is_dir():
         checkpoint = checkpoint / CHECKPOINT_NAME
     state = load_checkpoint(checkpoint)
-    network = _Histograms(network_of(state)).eval()
+    logits = network_of(state)
+    network = _Histograms(logits).eval()
     target = Path(output)
     metadata = ModelMetadata(
         name=name or target.stem,
-        grid=network.network.config.grid,
-        bins=network.network.config.bins,
+        grid=logits.config.grid,
+        bins=logits.config.bins,
         standardize=True,
         magnification=state["train_config"]["synthesis"]["magnification"],
         scale_offset_octaves=state["scale_offset_octaves"],

@@ -79,7 +79,8 @@ class CircularConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Wrap (N, C, 1, T) around by the kernel's reach and convolve; keeps T."""
-        return self.conv(torch.cat((x[..., -self.reach :], x, x[..., : self.reach]), -1))
+        wrapped = torch.cat((x[..., -self.reach :], x, x[..., : self.reach]), -1)
+        return torch.as_tensor(self.conv(wrapped))
 
 
 class PolarNet(nn.Module):

@@ -8,6 +8,7 @@ view on its own, so that the sharpness of a patch tells nothing about its zoom.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from cv_patchpose.training.options import SynthesisConfig
 
-Image = NDArray[np.uint8]
-Matrix = NDArray[np.float64]
+Image: TypeAlias = NDArray[Any]
+Matrix: TypeAlias = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +135,12 @@ def corrupt(image: Image, config: SynthesisConfig, rng: np.random.Generator) -> 
     if happens(0.7):
         image = _relight(image, config, rng)
     if happens(0.5):
-        noise = np.empty(image.shape, np.int16)
-        cv2.setRNGSeed(int(rng.integers(1 << 31)))
-        cv2.randn(noise, 0, rng.uniform(1, config.noise))
+        noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(1, config.noise)
         image = cv2.add(image, noise, dtype=cv2.CV_8U)
     if happens(0.5):
         quality = int(rng.uniform(*config.jpeg_quality))
         code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        image = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE)
+        image = np.asarray(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE))
     return np.asarray(image, np.uint8)
 
 

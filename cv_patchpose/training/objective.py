@@ -1,0 +1,148 @@
+"""What training minimises and what validation measures, both over pairs of views."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes
+from cv_patchpose.training.dataset import Batch
+from cv_patchpose.training.losses import FineOverlapLoss
+from cv_patchpose.training.synthesis import similarity_of
+
+FINE_SAMPLES_PER_BIN = 4
+
+
+def pair_changes(batch: Batch) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the true change between every two views of each keypoint.
+
+    Args:
+        batch: B keypoints in V views.
+
+    Returns:
+        (P, 2) view indices with first < second, (B, P) rotation in degrees clockwise, and
+        (B, P) change of log2 scale relative to the windows: the second view's content lies that
+        many octaves further out in its window.
+    """
+    pairs = np.array(list(itertools.combinations(range(batch.jacobian.shape[1]), 2)))
+    first, second = pairs.T
+    relative = batch.jacobian[:, second] @ np.linalg.inv(batch.jacobian[:, first])
+    rotation_deg, zoom = similarity_of(relative)
+    return pairs, rotation_deg, zoom - (batch.log2_window[:, second] - batch.log2_window[:, first])
+
+
+class PoseLoss(nn.Module):
+    """Mean overlap losses of scale and orientation over all pairs of views.
+
+    Args:
+        bins: of the histograms.
+        sigma_deg: tolerance of the orientation, degrees.
+        sigma_octaves: tolerance of the scale, octaves.
+    """
+
+    def __init__(self, bins: PoseBins, *, sigma_deg: float, sigma_octaves: float) -> None:
+        super().__init__()
+        self.bins_per_degree = bins.orientation / 360
+        self.bins_per_octave = bins.scale_per_octave
+        self.orientation = FineOverlapLoss(
+            bins.orientation,
+            factor=FINE_SAMPLES_PER_BIN,
+            sigma_bins=sigma_deg * self.bins_per_degree,
+            circular=True,
+        )
+        self.scale = FineOverlapLoss(
+            bins.scale,
+            factor=FINE_SAMPLES_PER_BIN,
+            sigma_bins=sigma_octaves * self.bins_per_octave,
+            circular=False,
+        )
+
+    def forward(self, scale: Tensor, orientation: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute both losses.
+
+        Args:
+            scale: (B, V, S) logits.
+            orientation: (B, V, R) logits.
+            batch: the patches' true geometry.
+
+        Returns:
+            Scale and orientation loss, nats.
+        """
+        pairs, rotation_deg, octaves = pair_changes(batch)
+        first, second = torch.from_numpy(pairs).T
+        losses = (
+            loss(
+                logits[:, first].flatten(0, 1),
+                logits[:, second].flatten(0, 1),
+                torch.from_numpy(change).float().flatten(),
+            ).mean()
+            for loss, logits, change in (
+                (self.scale, scale, octaves * self.bins_per_octave),
+                (self.orientation, orientation, rotation_deg * self.bins_per_degree),
+            )
+        )
+        return next(losses), next(losses)
+
+
+def run_network(
+    network: nn.Module, patches: NDArray[np.float32], *, bfloat16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Run a network on patches of several views.
+
+    Args:
+        network: (N, C, H, W) patches to scale and orientation logits.
+        patches: (B, V, C, H, W).
+        bfloat16: compute in bfloat16, at half the time where the processor has it.
+
+    Returns:
+        (B, V, S) scale and (B, V, R) orientation logits, float32.
+    """
+    flat = torch.from_numpy(patches).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        scale, orientation = network(flat)
+    shape = patches.shape[:2]
+    return scale.float().unflatten(0, shape), orientation.float().unflatten(0, shape)
+
+
+def histograms_of(scale: Tensor, orientation: Tensor) -> PoseHistograms:
+    """Turn (N, S) and (N, R) logits into histograms."""
+    return PoseHistograms(
+        scale=scale.softmax(-1).numpy(), orientation=orientation.softmax(-1).numpy()
+    )
+
+
+def pose_accuracy(
+    scale: Tensor, orientation: Tensor, batch: Batch, bins: PoseBins
+) -> dict[str, float]:
+    """Measure how often two views of a keypoint get poses that agree with the truth.
+
+    Args:
+        scale: (B, V, S) logits.
+        orientation: (B, V, R) logits.
+        batch: the patches' true geometry.
+        bins: of the histograms.
+
+    Returns:
+        Percentages by metric name.
+
+    Source: thresholds of Lee, Jeong, Cho, BMVC 2021, eq. 9.
+    """
+    views = scale.shape[1]
+    poses = find_modes(histograms_of(scale.flatten(0, 1), orientation.flatten(0, 1)), bins)
+    angle_deg = poses.angle_deg.reshape(-1, views)
+    octaves = np.log2(poses.scale).reshape(-1, views)
+    pairs, rotation_deg, change = pair_changes(batch)
+    first, second = pairs.T
+    turn_error = angle_deg[:, second] - angle_deg[:, first] - rotation_deg
+    turn_error = np.abs((turn_error + 180) % 360 - 180)
+    octave_error = np.abs(octaves[:, second] - octaves[:, first] - change)
+    return {
+        "orientation_within_5_deg": 100 * float((turn_error <= 5).mean()),
+        "orientation_within_10_deg": 100 * float((turn_error <= 10).mean()),
+        "scale_within_1_6_octave": 100 * float((octave_error <= 1 / 6).mean()),
+        "scale_within_1_3_octave": 100 * float((octave_error <= 1 / 3).mean()),
+    }
