@@ -64,7 +64,7 @@ class PatchPoseAssigner:
         num_threads: Of the sampler and of ONNX Runtime; None: cv2.getNumThreads().
         scale_prior_octaves: Standard deviation of a Gaussian prior on log2 of the scale, which
             holds the size near the detector's; None: no prior. "auto": the model's for keypoints
-            whose detector measured a scale (octave not 0, or an angle), none for others (FAST,
+            whose detector measured a scale (octave not 0, or angle above 0), none for others (FAST,
             GFTT, plain points) and with window_px.
 
     Raises:
@@ -241,7 +241,8 @@ class PatchPoseAssigner:
         sigma = self._estimator.metadata.scale_prior_octaves
         if sigma is None or self._settings.window_px is not None:
             return np.full(len(keypoints), np.inf)
-        measured = (keypoints.octave != 0) | (keypoints.angle_deg >= 0)
+        # Detectors that measure no angle write -1 or 0.
+        measured = (keypoints.octave != 0) | (keypoints.angle_deg > 0)
         return np.where(measured, sigma, np.inf)
 
 

@@ -145,19 +145,22 @@ def corrupt(image: Image, config: SynthesisConfig, rng: np.random.Generator) -> 
 
 
 def _motion_blur(image: Image, rng: np.random.Generator) -> Image:
-    length = int(rng.integers(3, 12))
+    length = 2 * int(rng.integers(1, 6)) + 1  # odd: an even kernel would shift the image
     kernel = np.zeros((length, length), np.float32)
     middle = (length - 1) / 2
     step = middle * np.array([np.cos(angle := rng.uniform(0, np.pi)), np.sin(angle)])
     start, end = middle - step, middle + step
     cv2.line(kernel, np.rint(start).astype(int).tolist(), np.rint(end).astype(int).tolist(), 1.0)
+    kernel += kernel[::-1, ::-1]  # about its centre, which a drawn line need not be
     return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()), np.uint8)
 
 
 def _resample(image: Image, rng: np.random.Generator) -> Image:
     height, width = image.shape
     factor = rng.uniform(0.35, 0.8)
-    small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    # Sizes, not factors: rounding must be the same on the way back.
+    small_size = round(width * factor), round(height * factor)
+    small = cv2.resize(image, small_size, interpolation=cv2.INTER_AREA)
     how = cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(small, (width, height), interpolation=how), np.uint8)
 
