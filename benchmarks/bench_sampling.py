@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
+from timing import environment, time_interleaved
 
 from cv_patchpose import patches
 from cv_patchpose.patches import PolarGrid, SquareGrid, build_pyramid, sample_polar, sample_square
 
 HEIGHT, WIDTH = 680, 850
-
-
-def time_ms(call: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median and interquartile range over `repeats` calls, after two to warm up."""
-    call(), call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    low, median, high = np.percentile(times, (25, 50, 75))
-    return {"median_ms": round(median, 2), "iqr_ms": round(high - low, 2)}
 
 
 def warp_affine_loop(image, xy_px, window_px, angle_deg, size):
@@ -40,14 +25,6 @@ def warp_affine_loop(image, xy_px, window_px, angle_deg, size):
         warp = np.array([[a, -b, x - (a - b) * middle], [b, a, y - (b + a) * middle]])
         cv2.warpAffine(image, warp, (size, size), patch, flags, cv2.BORDER_REPLICATE)
     return result
-
-
-def cpu_name() -> str:
-    """Model of the processor, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:
@@ -79,13 +56,9 @@ def main() -> None:
     report = {
         "benchmark": "sampling",
         "keypoints": options.keypoints,
-        "threads": options.threads,
         "kernel": patches._core is not None,
-        "cpu": cpu_name(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "times": {name: time_ms(call, options.repeats) for name, call in calls.items()},
+        "times": time_interleaved(calls, options.repeats),
+        "environment": environment(),
     }
     print(json.dumps(report))
 

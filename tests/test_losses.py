@@ -115,6 +115,11 @@ def test_overlap_is_the_probability_to_agree(circular):
     assert loss.item() == pytest.approx(-math.log(0.5 * 0.25 + 0.5 * 0.25), abs=1e-5)
 
 
+def test_floor_bounds_the_loss_of_hopeless_pairs():
+    apart = overlap_loss(one_hot(36, 0), one_hot(36, 18), torch.zeros(1), circular=True, floor=0.05)
+    assert apart.item() == pytest.approx(-math.log(0.05), abs=1e-5)
+
+
 def test_alignment_is_symmetric():
     first, second = torch.rand(5, 13).softmax(1), torch.rand(5, 13).softmax(1)
     change = torch.tensor([0.0, 1.5, -1.5, 4.0, -4.7])

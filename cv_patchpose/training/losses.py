@@ -96,6 +96,7 @@ def overlap_loss(
     *,
     circular: bool,
     kernel: Tensor | None = None,
+    floor: float = EPSILON,
 ) -> Tensor:
     """Negative log probability that independent readings of the two histograms agree.
 
@@ -109,6 +110,8 @@ def overlap_loss(
         shift_bins: (N,) change from first to second, in bins.
         circular: wrap around (orientation) or not (scale).
         kernel: (B, B) agreement of two readings, 1 on the diagonal; identity when None.
+        floor: probability added before the logarithm. A pair far below it hardly counts: training
+            then sharpens what can be told instead of hedging for pairs that nothing can align.
 
     Returns:
         (N,) losses in nats.
@@ -117,7 +120,7 @@ def overlap_loss(
     aligned = shift_histogram(second, shift_bins, circular=circular)
     if kernel is not None:
         aligned = aligned @ kernel
-    return -torch.log((first * aligned).sum(-1) + EPSILON)
+    return -torch.log((first * aligned).sum(-1) + floor)
 
 
 def tolerance_kernel(bins: int, sigma_bins: float, *, circular: bool) -> Tensor:
@@ -188,8 +191,17 @@ class FineOverlapLoss(torch.nn.Module):
     upsampling: Tensor
     kernel: Tensor
 
-    def __init__(self, bins: int, *, factor: int, sigma_bins: float, circular: bool) -> None:
+    def __init__(
+        self,
+        bins: int,
+        *,
+        factor: int,
+        sigma_bins: float,
+        circular: bool,
+        floor: float = EPSILON,
+    ) -> None:
         super().__init__()
+        self.floor = floor
         self.factor = factor
         self.circular = circular
         upsampling = upsampling_matrix(bins, factor, circular=circular)
@@ -217,4 +229,5 @@ class FineOverlapLoss(torch.nn.Module):
             shift_bins * self.factor,
             circular=self.circular,
             kernel=self.kernel,
+            floor=self.floor,
         )

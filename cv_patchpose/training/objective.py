@@ -42,9 +42,12 @@ class PoseLoss(nn.Module):
         bins: of the histograms.
         sigma_deg: tolerance of the orientation, degrees.
         sigma_octaves: tolerance of the scale, octaves.
+        floor: see `overlap_loss`.
     """
 
-    def __init__(self, bins: PoseBins, *, sigma_deg: float, sigma_octaves: float) -> None:
+    def __init__(
+        self, bins: PoseBins, *, sigma_deg: float, sigma_octaves: float, floor: float
+    ) -> None:
         super().__init__()
         self.bins_per_degree = bins.orientation / 360
         self.bins_per_octave = bins.scale_per_octave
@@ -53,12 +56,14 @@ class PoseLoss(nn.Module):
             factor=FINE_SAMPLES_PER_BIN,
             sigma_bins=sigma_deg * self.bins_per_degree,
             circular=True,
+            floor=floor,
         )
         self.scale = FineOverlapLoss(
             bins.scale,
             factor=FINE_SAMPLES_PER_BIN,
             sigma_bins=sigma_octaves * self.bins_per_octave,
             circular=False,
+            floor=floor,
         )
 
     def forward(self, scale: Tensor, orientation: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,7 @@ class TrainConfig:
         ema: decay of the averaged weights, which are the ones kept.
         sigma_deg: tolerance of the orientation's overlap loss, degrees.
         sigma_octaves: tolerance of the scale's overlap loss, octaves.
+        floor: of the overlap losses, see `losses.overlap_loss`.
         scale_weight: weight of the scale's loss.
         validation_share: share of the photographs held out.
         validation_keypoints: keypoints measured at each validation.
@@ -90,6 +91,7 @@ class TrainConfig:
     ema: float = 0.999
     sigma_deg: float = 3.0
     sigma_octaves: float = 0.08
+    floor: float = 0.05
     scale_weight: float = 1.0
     validation_share: float = 0.05
     validation_keypoints: int = 512

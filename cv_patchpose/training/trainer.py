@@ -97,7 +97,10 @@ class Trainer:
         self.shape = network_config(config)
         self.network: nn.Module = PolarNet(self.shape)
         self.loss = PoseLoss(
-            self.shape.bins, sigma_deg=config.sigma_deg, sigma_octaves=config.sigma_octaves
+            self.shape.bins,
+            sigma_deg=config.sigma_deg,
+            sigma_octaves=config.sigma_octaves,
+            floor=config.floor,
         )
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay

@@ -1,0 +1,77 @@
+"""Timing for the benchmarks: calls in turn in one process, medians and spread."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+PACKAGES = ("cv-patchpose", "numpy", "onnxruntime", "onnxruntime-gpu")
+WARM_UP_CALLS = 2
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Time calls in turn, so that a machine that drifts is as slow for one as for the other.
+
+    Returns:
+        By name: median_ms, iqr_ms, and ratio_to_first, the median over the turns of the time over
+        that of the first call in the same turn.
+    """
+    for call in calls.values():
+        for _ in range(WARM_UP_CALLS):
+            call()
+    times = np.empty((repeats, len(calls)))
+    for turn in times:
+        for number, call in enumerate(calls.values()):
+            start = time.perf_counter()
+            call()
+            turn[number] = 1e3 * (time.perf_counter() - start)
+    low, median, high = np.percentile(times, (25, 50, 75), axis=0)
+    ratio = np.median(times / times[:, :1], axis=0)
+    return {
+        name: {
+            "median_ms": round(median[i], 2),
+            "iqr_ms": round(high[i] - low[i], 2),
+            "ratio_to_first": round(ratio[i], 3),
+        }
+        for i, name in enumerate(calls)
+    }
+
+
+def environment() -> dict[str, object]:
+    """Describe the machine, its threads, and the versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu_name(),
+        "threads": cv2.getNumThreads(),
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+        "commit": _commit(),
+        **versions,
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
