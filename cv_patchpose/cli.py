@@ -144,6 +144,9 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
     parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")
+    parser.add_argument(
+        "--magnification", type=float, help="support window over size (that of the training)"
+    )
 
 
 def _run_export(args: argparse.Namespace) -> None:
@@ -151,7 +154,8 @@ def _run_export(args: argparse.Namespace) -> None:
         raise ValueError("export: expected either RUN_OR_CHECKPOINT or --model NAME")
     if args.model is None:
         check_output(args.output, (".onnx",))
-        _import_extra("training.export", "train").export_checkpoint(args.source, args.output)
+        export = _import_extra("training.export", "train").export_checkpoint
+        export(args.source, args.output, magnification=args.magnification)
         print(args.output)
         return
     source = model_path(args.model)

@@ -113,6 +113,7 @@ def test_a_run_leaves_log_curves_and_checkpoint(run):
     assert state["keypoints"] == 64
     assert state["photographs"] == 3
     assert len(state["validation_files"]) == 1
+    assert (run / "validation.txt").read_text().strip().endswith(state["validation_files"][0])
     assert not list(run.glob("*.tmp*"))
 
 
@@ -167,6 +168,16 @@ def test_export_agrees_with_torch_at_sizes_never_traced(run, tmp_path):
         found = estimator.histograms(patches.numpy())
         np.testing.assert_allclose(found.scale, scale.softmax(1), atol=1e-4)
         np.testing.assert_allclose(found.orientation, orientation.softmax(1), atol=1e-4)
+
+
+def test_another_magnification_keeps_the_sizes_found(run, tmp_path):
+    one = PoseEstimator(export_checkpoint(run, tmp_path / "one.onnx")).metadata
+    other = PoseEstimator(
+        export_checkpoint(run, tmp_path / "other.onnx", magnification=2 * one.magnification)
+    ).metadata
+    assert other.magnification == 2 * one.magnification
+    # In a window of twice the diameter the same content lies an octave further in.
+    assert other.scale_offset_octaves == pytest.approx(one.scale_offset_octaves + 1.0)
 
 
 def test_export_runs_on_both_engines_alike(run, tmp_path):

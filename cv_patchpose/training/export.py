@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
@@ -42,6 +43,7 @@ def export_checkpoint(
     output: Path | str,
     *,
     name: str | None = None,
+    magnification: float | None = None,
     scale_prior_octaves: float | None = 0.2,
     second_mode_ratio: float = 0.3,
 ) -> Path:
@@ -54,6 +56,8 @@ def export_checkpoint(
         source: A checkpoint or the folder of a training run.
         output: ONNX file to write.
         name: Name in the metadata; the output's stem when None.
+        magnification: Diameter of the support window over the keypoint's size; that of the
+            training when None.
         scale_prior_octaves: Default prior on the scale of keypoints that have one, octaves.
         second_mode_ratio: Further poses are kept down to this share of the best one's score.
 
@@ -72,13 +76,15 @@ def export_checkpoint(
     logits = network_of(state)
     network = _Histograms(logits).eval()
     target = Path(output)
+    trained = state["train_config"]["synthesis"]["magnification"]
+    magnification = magnification or trained
     metadata = ModelMetadata(
         name=name or target.stem,
         grid=logits.config.grid,
         bins=logits.config.bins,
         standardize=True,
-        magnification=state["train_config"]["synthesis"]["magnification"],
-        scale_offset_octaves=state["scale_offset_octaves"],
+        magnification=magnification,
+        scale_offset_octaves=state["scale_offset_octaves"] + math.log2(magnification / trained),
         scale_prior_octaves=scale_prior_octaves,
         second_mode_ratio=second_mode_ratio,
         training=_training_notes(state),

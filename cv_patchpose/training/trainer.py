@@ -30,6 +30,7 @@ from cv_patchpose.training.objective import PoseLoss, pose_accuracy, run_network
 from cv_patchpose.training.options import TrainConfig
 
 LOG_NAME = "log.csv"
+VALIDATION_NAME = "validation.txt"
 WARM_UP_SHARE = 0.02
 LAST_LEARNING_RATE_SHARE = 0.003
 POOL_BATCHES = 12
@@ -65,7 +66,7 @@ def network_config(config: TrainConfig) -> PolarNetConfig:
 
 
 class Trainer:
-    """One training run in a folder: log.csv, curves.png and checkpoint.pt.
+    """One training run in a folder: log.csv, curves.png, checkpoint.pt, validation.txt.
 
     Training photographs and validation photographs are disjoint. A running average of the
     weights is what is validated and kept.
@@ -90,6 +91,8 @@ class Trainer:
         self._check_run(resume)
         self._open_photographs(images)
         self.run_folder.mkdir(parents=True, exist_ok=True)
+        held_out = "".join(f"{path}\n" for path in self.validation.paths)
+        (self.run_folder / VALIDATION_NAME).write_text(held_out)
         torch.manual_seed(config.seed)
         if config.threads:
             torch.set_num_threads(config.threads)
