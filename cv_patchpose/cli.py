@@ -75,10 +75,12 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _declare_posing(parser: argparse.ArgumentParser) -> None:
+def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
     names = ", ".join(BUNDLED_MODELS)
     parser.add_argument("--model", default="polar", help=f"{names} or an ONNX file (polar)")
-    parser.add_argument("--top-k", type=int, default=1, help="most poses per keypoint (1)")
+    parser.add_argument(
+        "--top-k", type=int, default=top_k, help=f"most poses per keypoint ({top_k})"
+    )
     parser.add_argument("--max-keypoints", type=int, default=2000, help="strongest kept (2000)")
 
 
@@ -90,7 +92,7 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--detector", choices=DETECTORS, default="sift")
     parser.add_argument("--picture", type=Path, help="also draw the poses, .png or .jpg")
-    _declare_posing(parser)
+    _declare_posing(parser, top_k=1)
 
 
 def _run_assign(args: argparse.Namespace) -> None:
@@ -118,7 +120,8 @@ def _declare_match(parser: argparse.ArgumentParser) -> None:
         help="what correct matches must agree with: homography (default) for planes and turning "
         "cameras, fundamental for other scenes",
     )
-    _declare_posing(parser)
+    # SIFT comes with all its orientations: two poses are the like of that.
+    _declare_posing(parser, top_k=2)
 
 
 def _run_match(args: argparse.Namespace) -> None:
