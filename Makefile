@@ -12,9 +12,13 @@ export PATH := $(BIN):$(PATH)
 
 BUILD_HINT := Installing failed (see above). Where the C++ build fails, Debian: apt-get install g++ python3-dev. \
               To go on without it, slower: PATCHPOSE_PURE_PYTHON=1 make $(MAKECMDGOALS)
-CV2_HINT := OpenCV does not load. Debian: apt-get install libgl1 libglib2.0-0
-INSTALL = echo 'Installing cv-patchpose[$(1)] into $(VENV)'; $(PIP) --no-build-isolation -e '.[$(1)]' $(2) || { echo '$(BUILD_HINT)' >&2; exit 1; }
-CHECK_CV2 = $(BIN)/python -c 'import cv2' || { echo '$(CV2_HINT)' >&2; exit 1; }
+INSTALL = $(PIP) --no-build-isolation -e '.[$(1)]'
+# Machines without a display may lack libGL and glib, which only the headless variant does without.
+ENSURE_CV2 = $(BIN)/python -c 'import cv2' 2>/dev/null || { \
+    echo 'OpenCV does not load here: installing its headless variant'; \
+    $(BIN)/python -m pip uninstall --quiet --yes opencv-contrib-python && \
+    $(PIP) --force-reinstall --no-deps opencv-contrib-python-headless && \
+    $(BIN)/python -c 'import cv2'; }
 
 .PHONY: setup test demo lint format typecheck bench clean
 
@@ -54,11 +58,15 @@ $(VENV)/.tools: constraints.txt
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.tools $(SOURCES)
-	@$(call INSTALL,cpu,scikit-image)
-	@$(CHECK_CV2)
+	@echo 'Installing cv-patchpose[cpu] into $(VENV)'
+	@$(call INSTALL,cpu) scikit-image 2>/dev/null || { \
+	    echo 'The C++ kernel does not build (make setup shows why): going on without it, slower'; \
+	    PATCHPOSE_PURE_PYTHON=1 $(call INSTALL,cpu) scikit-image; }
+	@$(ENSURE_CV2)
 	@touch $@
 
 $(VENV)/.full: $(VENV)/.tools $(SOURCES)
-	@$(call INSTALL,$(EXTRAS))
-	@$(CHECK_CV2)
+	@echo 'Installing cv-patchpose[$(EXTRAS)] into $(VENV)'
+	@$(call INSTALL,$(EXTRAS)) || { echo '$(BUILD_HINT)' >&2; exit 1; }
+	@$(ENSURE_CV2)
 	@touch $@

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
+import cmake
+import ninja
 import pybind11
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -25,8 +26,9 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve()
         configuration = "Debug" if self.debug else "Release"
         generator = [] if sys.platform == "win32" else ["-G", "Ninja"]
-        scripts = sysconfig.get_path("scripts")  # cmake's and ninja's wheels put them there
-        env = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", ""), scripts])}
+        # Those of the build environment: a system's cmake may be too old.
+        folders = [cmake.CMAKE_BIN_DIR, ninja.BIN_DIR, os.environ.get("PATH", "")]
+        env = {**os.environ, "PATH": os.pathsep.join(folders)}
         options = {
             "CMAKE_BUILD_TYPE": configuration,
             "CMAKE_INSTALL_PREFIX": str(prefix),

@@ -7,10 +7,11 @@ import json
 
 import cv2
 from skimage import data
-from timing import environment, time_interleaved
+from timing import time_interleaved
 
 from cv_patchpose import PatchPoseAssigner
 from cv_patchpose.detectors import detect
+from cv_patchpose.evaluation.report import describe_environment
 
 SIZE = (850, 680)  # pixels, width and height
 
@@ -47,7 +48,7 @@ def main() -> None:
         "engine": one.estimator.engine,
         "providers": one.estimator.providers,
         "times": time_interleaved(calls, options.repeats),
-        "environment": environment(),
+        "environment": describe_environment(),
     }
     print(json.dumps(report))
 

@@ -7,9 +7,10 @@ import json
 
 import cv2
 import numpy as np
-from timing import environment, time_interleaved
+from timing import time_interleaved
 
 from cv_patchpose import patches
+from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.patches import PolarGrid, SquareGrid, build_pyramid, sample_polar, sample_square
 
 HEIGHT, WIDTH = 680, 850
@@ -58,7 +59,7 @@ def main() -> None:
         "keypoints": options.keypoints,
         "kernel": patches._core is not None,
         "times": time_interleaved(calls, options.repeats),
-        "environment": environment(),
+        "environment": describe_environment(),
     }
     print(json.dumps(report))
 

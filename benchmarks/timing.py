@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
-from pathlib import Path
 
-import cv2
 import numpy as np
 
-PACKAGES = ("cv-patchpose", "numpy", "onnxruntime", "onnxruntime-gpu")
 WARM_UP_CALLS = 2
 
 
@@ -44,34 +38,3 @@ def time_interleaved(
         }
         for i, name in enumerate(calls)
     }
-
-
-def environment() -> dict[str, object]:
-    """Describe the machine, its threads, and the versions."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": _cpu_name(),
-        "threads": cv2.getNumThreads(),
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-        "commit": _commit(),
-        **versions,
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()

@@ -49,11 +49,10 @@ class _Settings:
 class PatchPoseAssigner:
     """Gives OpenCV keypoints a learned scale and orientation.
 
-    Can be pickled. Not changed by use, so one object serves any number of images.
+    Can be pickled. Not changed by use: one object serves any number of images and threads.
 
     Args:
-        model: "polar", "resnet18" (the paper's pair of networks) or the path of an exported ONNX
-            file.
+        model: "polar" or the path of an exported ONNX file.
         descriptor: What the keypoints are described with: "sift" or a cv2.SIFT object.
         top_k: Most poses per keypoint; further ones are written as further keypoints.
         assign_scale: Write the size; if not, keypoints keep theirs.
@@ -148,8 +147,9 @@ class PatchPoseAssigner:
             keypoints: As for `assign`; each one is estimated, also where several coincide.
 
         Returns:
-            At least one and at most top_k poses per keypoint; see `find_modes`. `scale` is a factor
-            on the keypoint's size. The angle is -1 where the model knows nothing.
+            At least one and at most top_k poses per keypoint; see `find_modes`. They differ in what
+            `assign` writes. `scale` is a factor on the keypoint's size. The angle is -1 where the
+            model knows nothing.
 
         Raises:
             TypeError: Not an image, or not keypoints.
@@ -180,13 +180,11 @@ class PatchPoseAssigner:
         return pyramid, arrays_from_keypoints(keypoints, image_size=_image_size(pyramid))
 
     def _histograms(self, pyramid: ImagePyramid, keypoints: KeypointArrays) -> PoseHistograms:
-        starts = range(0, max(len(keypoints), 1), _CHUNK)
-        chunks = [
-            self._estimator.histograms(
-                self._sample(pyramid, keypoints.take(np.arange(len(keypoints))[i : i + _CHUNK]))
-            )
-            for i in starts
+        index = np.arange(len(keypoints))
+        parts = [
+            keypoints.take(index[i : i + _CHUNK]) for i in range(0, max(len(index), 1), _CHUNK)
         ]
+        chunks = [self._estimator.histograms(self._sample(pyramid, part)) for part in parts]
         return PoseHistograms(
             scale=np.concatenate([chunk.scale for chunk in chunks]),
             orientation=np.concatenate([chunk.orientation for chunk in chunks]),
@@ -223,6 +221,8 @@ class PatchPoseAssigner:
             histograms,
             metadata.bins,
             top_k=settings.top_k,
+            max_angles=None if settings.assign_orientation else 1,
+            max_scales=None if settings.assign_scale else 1,
             min_ratio=metadata.second_mode_ratio,
             scale_prior_sigma=self._prior_sigmas(keypoints),
             scale_offset_octaves=offset_octaves,

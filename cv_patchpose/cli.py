@@ -179,22 +179,25 @@ _TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
     "--seed": ("seed", int, "of everything random"),
     "--threads": ("threads", int, "of PyTorch; 0: its own choice"),
     "--streams": ("streams", int, "threads that make views"),
+    "--loss": ("loss", str, "overlap or alignment"),
     "--init": ("init", str, "checkpoint to begin with"),
 }
 
 
 def _declare_train(parser: argparse.ArgumentParser) -> None:
-    default = _import_extra("training.options", "train").TrainConfig()
+    standard = _import_extra("training.options", "train").TrainConfig()
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of photographs")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in RUN, by its options"
+    )
     for option, (field, kind, text) in _TRAIN_OPTIONS.items():
-        value = getattr(default, field)
+        value = getattr(standard, field)
         parser.add_argument(
             option,
             dest=field,
             type=kind,
-            default=value,
+            default=argparse.SUPPRESS,
             metavar=option.lstrip("-").upper(),
             help=text if value is None else f"{text} ({value})",
         )
@@ -202,9 +205,15 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
 
 def _run_train(args: argparse.Namespace) -> None:
     training = _import_extra("training.trainer", "train")
-    options = _import_extra("training.options", "train")
-    given = {field: getattr(args, field) for field, _, _ in _TRAIN_OPTIONS.values()}
-    config = dataclasses.replace(options.TrainConfig(), **given)
+    fields = [field for field, _, _ in _TRAIN_OPTIONS.values()]
+    given = {field: getattr(args, field) for field in fields if field in args}
+    if args.resume:
+        config = _import_extra("training.checkpoint", "train").saved_config(args.output)
+    else:
+        config = _import_extra("training.options", "train").TrainConfig()
+    if "budget_minutes" in given:
+        given.setdefault("budget_keypoints", None)
+    config = dataclasses.replace(config, **given)
     print(training.Trainer(args.images, args.output, config, resume=args.resume).train())
 
 

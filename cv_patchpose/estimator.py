@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
+import threading
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from cv_patchpose.errors import ModelError
 from cv_patchpose.histograms import PoseHistograms
 from cv_patchpose.metadata import ModelMetadata, read_metadata
 
-BUNDLED_MODELS = ("polar", "resnet18")
+BUNDLED_MODELS = ("polar",)
 ENGINES = ("onnxruntime", "opencv")
 
 _BATCH = 256
@@ -45,9 +46,9 @@ class PoseEstimator:
         providers: Execution providers really in use, most preferred first.
 
     Args:
-        model: A bundled model's name, "polar" or "resnet18", or the path of an exported ONNX file.
-        engine: "onnxruntime" or "opencv" (cv2.dnn, always there); None: ONNX Runtime where it is
-            installed.
+        model: "polar" or the path of an exported ONNX file.
+        engine: "onnxruntime" or "opencv" (cv2.dnn, always there); None: ONNX Runtime where it can
+            be imported.
         providers: Execution providers of ONNX Runtime in order of preference, for example
             ["CUDAExecutionProvider"]; those that are not available are left out, and the CPU is
             always the last one. None: the CPU.
@@ -55,7 +56,7 @@ class PoseEstimator:
 
     Raises:
         ModelError: The model is missing, foreign or broken.
-        ValueError: An unknown engine, or one that is not installed; a bad number of threads.
+        ValueError: An unknown engine, or one that cannot be imported; a bad number of threads.
         TypeError: Providers that are not a list or tuple of names.
     """
 
@@ -72,7 +73,6 @@ class PoseEstimator:
             "providers": _check_providers(providers),
             "num_threads": _check_threads(num_threads),
         }
-        self.engine = _choose_engine(engine)
         self.path = model_path(model)
         self._open()
 
@@ -104,6 +104,7 @@ class PoseEstimator:
         return self._engine.providers
 
     def _open(self) -> None:
+        self.engine = _choose_engine(self._settings["engine"])
         content = _read_model(self.path)
         self.metadata: ModelMetadata = read_metadata(content, str(self.path))
         settings = self._settings
@@ -131,11 +132,11 @@ class PoseEstimator:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is needed to open the model again."""
-        return {"engine": self.engine, "path": self.path, "settings": self._settings}
+        return {"path": self.path, "_settings": self._settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the model again."""
-        self.engine, self.path, self._settings = state["engine"], state["path"], state["settings"]
+        vars(self).update(state)
         self._open()
 
 
@@ -154,7 +155,10 @@ def model_path(model: str | Path) -> Path:
     path = _bundled_path(model) if model in BUNDLED_MODELS else Path(model)
     if not path.is_file():
         names = ", ".join(BUNDLED_MODELS)
-        raise ModelError(f"{path}: expected {names} or the path of an ONNX file, got no file")
+        raise ModelError(
+            f"{path}: expected a model bundled with this version ({names}) or the path of an ONNX "
+            "file, got neither"
+        )
     return path
 
 
@@ -189,13 +193,20 @@ def _check_threads(num_threads: int | None) -> int | None:
 def _choose_engine(engine: str | None) -> str:
     if engine is not None and engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)} or None, got {engine!r}")
-    installed = importlib.util.find_spec("onnxruntime") is not None
-    if engine == "onnxruntime" and not installed:
-        raise ValueError(
-            "engine: expected onnxruntime to be installed (pip install cv-patchpose[cpu]), "
-            "got no such package"
-        )
-    return engine or ("onnxruntime" if installed else "opencv")
+    if engine == "opencv":
+        return engine
+    try:
+        importlib.import_module("onnxruntime")
+    except Exception as error:  # a broken installation may raise anything
+        if engine is not None:
+            raise ValueError(
+                "engine: expected an onnxruntime that can be imported "
+                f"(pip install 'cv-patchpose[cpu]'), got {error}"
+            ) from error
+        if getattr(error, "name", None) != "onnxruntime":  # installed, but broken
+            _LOG.warning("running models on cv2.dnn, because onnxruntime fails: %s", error)
+        return "opencv"
+    return "onnxruntime"
 
 
 class _RuntimeEngine:
@@ -229,6 +240,7 @@ class _OpenCVEngine:
     """OpenCV's own network engine."""
 
     def __init__(self, model: bytes) -> None:
+        self._lock = threading.Lock()  # the network holds its input and its outputs
         self.providers: tuple[str, ...] = ("OpenCV",)
         content = np.frombuffer(model, np.uint8)
         if hasattr(cv2.dnn, "ENGINE_NEW"):  # OpenCV 5, whose engine refuses enableFusion
@@ -240,6 +252,7 @@ class _OpenCVEngine:
 
     def run(self, patches: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch."""
-        self._net.setInput(patches, "patches")
-        # All outputs at once: the new engine cannot compute one without the others.
-        return tuple(np.asarray(o, np.float32) for o in self._net.forward(_OUTPUTS))
+        with self._lock:
+            self._net.setInput(patches, "patches")
+            # All outputs at once: the new engine cannot compute one without the others.
+            return tuple(np.array(o, np.float32) for o in self._net.forward(_OUTPUTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from cv_patchpose.keypoints import arrays_from_keypoints
 
 COLUMNS = ("x", "y", "size", "angle", "response", "octave", "class_id")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TABLE_SUFFIXES = (".npz", ".csv")
 
@@ -67,8 +69,19 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write (H, W, 3) BGR in the format of the file's suffix, whole or not at all."""
-    write_file(path, cv2.imencode(path.suffix.lower(), picture)[1].tobytes())
+    """Write (H, W, 3) BGR in the format of the file's suffix, whole or not at all.
+
+    Raises:
+        ValueError: The format cannot hold a picture of this size.
+        OSError: It cannot be written.
+    """
+    encoded, content = False, np.empty(0, np.uint8)
+    with contextlib.suppress(cv2.error):  # OpenCV 4 raises, OpenCV 5 returns False
+        encoded, content = cv2.imencode(path.suffix.lower(), picture)
+    if not encoded:
+        height, width = picture.shape[:2]
+        raise ValueError(f"{path}: expected a size the format can hold, got {width} x {height} px")
+    write_file(path, content.tobytes())
 
 
 def write_keypoints(path: Path, keypoints: Sequence[cv2.KeyPoint]) -> None:

@@ -90,6 +90,8 @@ def find_modes(
     bins: PoseBins,
     *,
     top_k: int = 1,
+    max_angles: int | None = None,
+    max_scales: int | None = None,
     min_ratio: float = 0.0,
     scale_prior_sigma: NDArray[np.floating[Any]] | float = np.inf,
     scale_offset_octaves: float = 0.0,
@@ -111,6 +113,8 @@ def find_modes(
         histograms: Of N patches.
         bins: Of the histograms.
         top_k: Most poses per keypoint.
+        max_angles: Most orientation modes that its poses are made of; None: top_k.
+        max_scales: Most scale modes that its poses are made of; None: top_k.
         min_ratio: Poses whose score is below this share of their keypoint's best are left out.
         scale_prior_sigma: (N,) or one number, octaves; standard deviation of a Gaussian prior
             on log2(scale), centred at 0. inf: no prior.
@@ -126,8 +130,10 @@ def find_modes(
     if top_k < 1:
         raise ValueError(f"top_k: expected an integer of at least 1, got {top_k!r}")
     sigma = _prior_sigmas(scale_prior_sigma, len(histograms.scale))
-    angle_deg, angle_mass = _orientation_modes(histograms.orientation, bins, top_k)
-    octaves, scale_mass = _scale_modes(histograms.scale, bins, top_k, scale_offset_octaves)
+    angle_deg, angle_mass = _orientation_modes(histograms.orientation, bins, max_angles or top_k)
+    octaves, scale_mass = _scale_modes(
+        histograms.scale, bins, max_scales or top_k, scale_offset_octaves
+    )
     held = np.flatnonzero(np.isfinite(sigma))
     if len(held):
         mean, mass = _posterior_scales(

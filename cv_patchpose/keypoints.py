@@ -81,8 +81,8 @@ def arrays_from_keypoints(
 
     Raises:
         TypeError: Not a list or tuple of cv2.KeyPoint.
-        ValueError: A centre that is not finite or outside the image, a size that is not finite
-            or not positive.
+        ValueError: A number that is not finite, a centre outside the image, a size that is not
+            positive.
     """
     if not isinstance(keypoints, (list, tuple)):
         raise TypeError(
@@ -96,8 +96,17 @@ def arrays_from_keypoints(
             )
     rows = [(*k.pt, k.size, k.angle, k.response, k.octave, k.class_id) for k in keypoints]
     table = np.array(rows, np.float64).reshape(-1, 7)
-    _check_sizes(table[:, 2])
-    _check_centres(table[:, :2], image_size)
+    finite = np.isfinite(table)
+    _check(finite[:, 2] & (table[:, 2] > 0), "finite sizes above 0", table[:, 2])
+    _check(finite[:, 3], "finite angles", table[:, 3])
+    _check(finite[:, 4], "finite responses", table[:, 4])
+    _check(finite[:, 0] & finite[:, 1], "finite centres", table[:, :2])
+    if image_size is not None:
+        height, width = image_size
+        inside = (table[:, :2] >= -0.5) & (table[:, :2] <= (width - 0.5, height - 0.5))
+        _check(
+            inside[:, 0] & inside[:, 1], f"centres on the {width} x {height} image", table[:, :2]
+        )
     real, whole = table[:, :5].astype(np.float32), table[:, 5:].astype(np.int32)
     return KeypointArrays(
         np.ascontiguousarray(real[:, :2]), real[:, 2], real[:, 3], real[:, 4],
@@ -116,24 +125,10 @@ def keypoints_from_arrays(arrays: KeypointArrays) -> tuple[cv2.KeyPoint, ...]:
     )
 
 
-def _check_sizes(size_px: NDArray[np.float64]) -> None:
-    wrong = np.flatnonzero(~(np.isfinite(size_px) & (size_px > 0)))
-    if len(wrong):
-        index = int(wrong[0])
-        raise ValueError(
-            f"keypoints: expected finite sizes above 0, got {size_px[index]} at index {index}"
-        )
-
-
-def _check_centres(xy_px: NDArray[np.float64], image_size: tuple[int, int] | None) -> None:
-    right = np.isfinite(xy_px).all(1)
-    expected = "finite centres"
-    if image_size is not None:
-        height, width = image_size
-        right &= ((xy_px >= -0.5) & (xy_px <= (width - 0.5, height - 0.5))).all(1)
-        expected = f"centres on the {width} x {height} image"
+def _check(right: NDArray[np.bool_], expected: str, values: NDArray[np.float64]) -> None:
+    """Raise ValueError for the first of N keypoints that is not right; `values` is (N, ...)."""
     wrong = np.flatnonzero(~right)
     if len(wrong):
         index = int(wrong[0])
-        x, y = xy_px[index]
-        raise ValueError(f"keypoints: expected {expected}, got ({x}, {y}) at index {index}")
+        found = values[index] if values.ndim == 1 else tuple(values[index].tolist())
+        raise ValueError(f"keypoints: expected {expected}, got {found} at index {index}")

@@ -27,7 +27,8 @@ class ModelMetadata:
         grid: Where patches are sampled.
         bins: Of the two output histograms.
         color: Patches have three channels instead of one; square grids only.
-        standardize: Patches are normalised to zero mean and unit variance by the sampler.
+        standardize: Patches are normalised to zero mean and unit variance by the sampler; polar
+            grids only.
         magnification: Diameter of the support window in units of the keypoint's size.
         scale_offset_octaves: Calibration, added to log2 of every measured scale.
         scale_prior_octaves: Standard deviation of the Gaussian prior on log2(scale) for keypoints
@@ -36,7 +37,7 @@ class ModelMetadata:
         training: Free notes on data, recipe and commit.
 
     Raises:
-        ValueError: A number that is not finite or out of range.
+        ValueError: A number that is not finite or out of range; square patches to standardize.
     """
 
     name: str
@@ -51,7 +52,9 @@ class ModelMetadata:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers, and that the sampler can do what is asked."""
+        if self.standardize and isinstance(self.grid, SquareGrid):
+            raise ValueError("standardize: expected False with a square grid, got True")
         if not 0.0 < self.magnification < float("inf"):
             raise ValueError(f"magnification: expected above 0, got {self.magnification!r}")
         if not abs(self.scale_offset_octaves) < 100.0:

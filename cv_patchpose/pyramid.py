@@ -33,11 +33,6 @@ class ImagePyramid:
     levels: list[Image]
     color: bool
 
-    @property
-    def gray(self) -> bool:
-        """Whether the levels have a single channel."""
-        return not self.color
-
 
 def build_pyramid(image: object, *, color: bool = False) -> ImagePyramid:
     """Build the pyramid of an image, once for all its keypoints.

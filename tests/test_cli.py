@@ -15,9 +15,7 @@ from skimage import data
 
 from cv_patchpose import cli
 from cv_patchpose.cli import main
-from cv_patchpose.errors import ModelError
-from cv_patchpose.estimator import model_path
-from cv_patchpose.files import COLUMNS, write_file
+from cv_patchpose.files import COLUMNS, write_file, write_picture
 
 VERBS = ("assign", "match", "export", "train", "evaluate", "info")
 
@@ -125,10 +123,17 @@ class TestMatch:
         lines = printed.splitlines()
         assert re.fullmatch(r"pose +keypoints +matches +inliers", lines[0])
         own, ours = (list(map(int, re.findall(r"\d+", line))) for line in lines[1:3])
-        assert own[0] > ours[0] == 300
+        assert own[0] > 300  # SIFT's orientations of 300 points
+        assert 300 < ours[0] <= 600  # at most two poses each
         for _, _, matches, inliers in (own, ours):
             assert 20 < inliers <= matches
         assert lines[3] == str(output)
+
+    def test_one_pose_on_request(self, images, tmp_path, toy_model, capsys):
+        output = tmp_path / "matches.png"
+        options = ("--model", toy_model, "--max-keypoints", 300, "--top-k", 1)
+        assert run("match", *images, "-o", output, *options) == 0
+        assert " 300 + 300 " in capsys.readouterr().out.splitlines()[2]
 
     def test_nothing_to_match(self, tmp_path, toy_model):
         blank = tmp_path / "blank.png"
@@ -144,10 +149,6 @@ class TestExample:
         assert len(self.script.read_text().splitlines()) < 30
 
     def test_it_runs(self, images, tmp_path):
-        try:
-            model_path("polar")
-        except ModelError as error:
-            pytest.skip(str(error))
         picture = tmp_path / "matches.png"
         command = [sys.executable, self.script, *images, picture]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -229,7 +230,7 @@ class TestErrors:
     def test_missing_and_foreign_models(self, capsys, tmp_path, images):
         text = tmp_path / "text.onnx"
         text.write_text("not a model")
-        for model, message in ((tmp_path / "none.onnx", "got no file"), (text, "got no ONNX file")):
+        for model, message in ((tmp_path / "none.onnx", "got neither"), (text, "got no ONNX file")):
             output = tmp_path / "m.png"
             found = fails(capsys, "match", *images, "-o", output, "--model", model)
             assert str(model) in found
@@ -258,6 +259,14 @@ class TestErrors:
         assert run("assign", images[0], "-o", tmp_path / "k.csv", *model) == 130
         assert capsys.readouterr().err == "cv-patchpose: interrupted\n"
         assert not (tmp_path / "k.csv").exists()
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+    def test_pictures_too_large_for_the_format(self, tmp_path, suffix):
+        path = tmp_path / f"out{suffix}"
+        message = re.escape(f"{path}: expected a size the format can hold, got 70000 x 2 px")
+        with pytest.raises(ValueError, match=message):
+            write_picture(path, np.zeros((2, 70_000, 3), np.uint8))
+        assert not path.exists()
 
     def test_no_half_written_file(self, monkeypatch, tmp_path):
         path = tmp_path / "out.csv"

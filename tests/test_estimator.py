@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -76,6 +77,15 @@ class TestEngines:
             np.testing.assert_allclose(turned.orientation, expected, atol=1e-5)
             np.testing.assert_allclose(turned.scale, upright.scale, atol=1e-5)
 
+    def test_threads_may_share_an_estimator(self, toy_model, engine):
+        estimator = PoseEstimator(toy_model, engine=engine)
+        given = [patches(count, count) for count in (1, 64, 7, 33) * 8]
+        expected = [estimator.histograms(part).scale for part in given]
+        with ThreadPoolExecutor(4) as pool:
+            found = [histograms.scale for histograms in pool.map(estimator.histograms, given)]
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
     def test_a_copy_opens_the_model_again(self, toy_model, engine):
         estimator = PoseEstimator(toy_model, engine=engine, num_threads=1)
         copy = pickle.loads(pickle.dumps(estimator))
@@ -91,10 +101,7 @@ class TestEngines:
 @pytest.mark.parametrize("name", BUNDLED_MODELS)
 def test_engines_agree_on_bundled_models(name):
     pytest.importorskip("onnxruntime")
-    try:
-        runtime, opencv = (PoseEstimator(name, engine=engine) for engine in ENGINES)
-    except ModelError as error:
-        pytest.skip(str(error))
+    runtime, opencv = (PoseEstimator(name, engine=engine) for engine in ENGINES)
     rng = np.random.default_rng(0)
     for count in (16, 5, 16):
         given = rng.standard_normal((count, *runtime.metadata.patch_shape)).astype(np.float32)
@@ -108,13 +115,32 @@ class TestChoice:
         pytest.importorskip("onnxruntime")
         assert PoseEstimator(toy_model).engine == "onnxruntime"
 
-    def test_opencv_takes_over_where_it_is_missing(self, toy_model, monkeypatch):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def test_opencv_takes_over_where_it_is_missing(self, toy_model, monkeypatch, caplog):
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
         estimator = PoseEstimator(toy_model)
         assert estimator.engine == "opencv"
         assert estimator.providers == ("OpenCV",)
-        with pytest.raises(ValueError, match="engine: expected onnxruntime to be installed"):
+        assert caplog.text == ""
+        with pytest.raises(ValueError, match="engine: expected an onnxruntime that can be import"):
             PoseEstimator(toy_model, engine="onnxruntime")
+
+    def test_opencv_takes_over_where_it_is_broken(self, toy_model, monkeypatch, tmp_path, caplog):
+        folder = tmp_path / "onnxruntime"
+        folder.mkdir()
+        (folder / "__init__.py").write_text("raise ImportError('DLL load failed')")
+        for name in [n for n in sys.modules if n.split(".")[0] == "onnxruntime"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.syspath_prepend(tmp_path)
+        assert PoseEstimator(toy_model).engine == "opencv"
+        assert "onnxruntime fails: DLL load failed" in caplog.text
+        with pytest.raises(ValueError, match=r"engine: expected an onnxruntime .* DLL load failed"):
+            PoseEstimator(toy_model, engine="onnxruntime")
+
+    def test_a_copy_chooses_anew(self, toy_model, monkeypatch):
+        pytest.importorskip("onnxruntime")
+        pickled = pickle.dumps(PoseEstimator(toy_model))
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        assert pickle.loads(pickled).engine == "opencv"
 
     def test_providers_really_used_are_reported(self, toy_model, caplog):
         onnxruntime = pytest.importorskip("onnxruntime")
@@ -182,6 +208,7 @@ class TestMetadata:
             ("grid", {"kind": "hexagonal"}),
             ("grid", {"kind": "polar", "rings": 4}),
             ("grid", {"kind": "polar", "rows": 0}),
+            ("grid", {"kind": "square", "size": 32, "color": False}),  # and standardize
             ("format", 2),
             ("surplus", 1),
         ],
@@ -190,7 +217,7 @@ class TestMetadata:
         good = json.loads(
             {p.key: p.value for p in onnx.load(toy_model).metadata_props}[METADATA_KEY]
         )
-        path = replace_metadata(json.dumps(good | {entry: value}))
+        path = replace_metadata(json.dumps(good | {"standardize": True} | {entry: value}))
         with pytest.raises(ModelError, match=re.escape(str(path))) as caught:
             PoseEstimator(path)
         assert 'expected an ONNX model with "patchpose" metadata, format 1, got' in str(
@@ -206,11 +233,13 @@ class TestMetadata:
 class TestBadFiles:
     def test_missing(self, tmp_path):
         path = tmp_path / "none.onnx"
-        with pytest.raises(ModelError, match=re.escape(f"{path}: expected polar, resnet18 or the")):
-            PoseEstimator(path)
+        for model in (path, "resnet18"):
+            message = f"{model}: expected a model bundled with this version (polar) or the path of"
+            with pytest.raises(ModelError, match=re.escape(message)):
+                PoseEstimator(model)
 
     def test_a_folder(self, tmp_path):
-        with pytest.raises(ModelError, match="got no file"):
+        with pytest.raises(ModelError, match="got neither"):
             PoseEstimator(tmp_path)
 
     def test_foreign_model(self, replace_metadata):

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from cv_patchpose.cli import main
 from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
-from cv_patchpose.evaluation.cli import main
-from cv_patchpose.evaluation.homography import local_change, project
 from cv_patchpose.evaluation.homography_matching import MatchingProtocol, compute_features
 from cv_patchpose.evaluation.homography_pose import PoseProtocol, fixed_points, repeated_points
 from cv_patchpose.evaluation.methods import MethodSettings, load_method
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.runner import run_units
 from cv_patchpose.evaluation.sequences import find_sequences, thin_out, turn_image
+from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 
 TURN_DEG, ZOOM = 25.0, 1.5
 
@@ -246,13 +246,14 @@ def test_nothing_measured_is_an_error():
 def test_command_writes_json_and_prints_a_table(root, tmp_path, capsys):
     output = tmp_path / "out.json"
     options = ["--methods", "upright,detector", "--quick", "--max-keypoints", "100"]
-    assert main(["homography-matching", str(root), *options, "-o", str(output)]) == 0
+    assert main(["evaluate", "homography-matching", str(root), *options, "-o", str(output)]) == 0
     content = json.loads(output.read_text())
     assert list(content) == ["benchmark", "protocol", "rows", "failures", "environment"]
     assert content["benchmark"] == "homography-matching"
     assert content["protocol"]["max_keypoints"] == 100
     assert [row["method"] for row in content["rows"]] == ["upright", "detector"]
     assert content["rows"][0]["pairs"] == 2
+    assert {"cpu", "threads", "commit", "opencv", "numpy"} <= set(content["environment"])
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:4] == ["method", "mma_1", "mma_3", "mma_5"]
     assert [line.split()[0] for line in table[1:]] == ["upright", "detector"]
@@ -268,7 +269,7 @@ def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, 
     (tree / "broken/2.png").write_bytes(b"not a picture")
     output = tmp_path / "out.json"
     arguments = ["homography-pose", str(tree), "--methods", "identity", "-o", str(output)]
-    assert main(arguments) == 1
+    assert main(["evaluate", *arguments]) == 1
     assert "not measured: broken: " in capsys.readouterr().err
     content = json.loads(output.read_text())
     assert "2.png" in content["failures"]["broken"]
@@ -292,7 +293,7 @@ def test_command_refuses_bad_arguments(root, tmp_path, capsys, arguments, messag
     places = {"ROOT": str(root), "EMPTY": str(empty)}
     arguments = [places.get(argument, argument) for argument in arguments]
     methods = [] if "--methods" in arguments else ["--methods", "identity"]
-    assert main([*arguments, *methods, "-o", str(output)]) == 2
+    assert main(["evaluate", *arguments, *methods, "-o", str(output)]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
 
@@ -300,11 +301,12 @@ def test_command_refuses_bad_arguments(root, tmp_path, capsys, arguments, messag
 def test_command_checks_the_output_first(root, tmp_path, capsys):
     for output in (tmp_path / "absent/out.json", tmp_path / "out.txt"):
         arguments = ["patchpose", str(root), "--methods", "identity", "-o", str(output)]
-        assert main(arguments) == 2
+        assert main(["evaluate", *arguments]) == 2
         assert "expected" in capsys.readouterr().err
 
 
 def test_local_truth_of_a_turned_view_is_its_turn(photograph):
     view = turn_image(photograph, 40.0, 0.5)
-    scale, angle_deg = local_change(view.from_photo, np.array([[10.0, 400.0]]))
+    jacobian = local_jacobian(view.from_photo, np.array([[10.0, 400.0]]))
+    scale, angle_deg = nearest_similarity(jacobian)
     assert (scale[0], angle_deg[0]) == (pytest.approx(0.5), pytest.approx(40.0))

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from cv_patchpose.evaluation.homography import (
-    global_change,
-    local_change,
-    local_jacobian,
-    project,
-)
 from cv_patchpose.evaluation.sequences import turn_image
+from cv_patchpose.homography import global_change, local_jacobian, nearest_similarity, project
 
 PROJECTIVE = np.array([[1.1, -0.3, 20.0], [0.2, 0.9, -10.0], [4e-4, -2e-4, 1.0]])
 POINTS = np.array([[0.0, 0.0], [100.0, 40.0], [12.5, 333.0], [400.0, 250.0]])
@@ -29,7 +24,7 @@ def similarity(zoom, turn_deg):
 @pytest.mark.parametrize("zoom", [0.25, 1.0, 3.0])
 def test_similarity_has_its_own_zoom_and_turn_everywhere(zoom, turn_deg):
     homography = 5.0 * similarity(zoom, turn_deg)
-    scale, angle_deg = local_change(homography, POINTS)
+    scale, angle_deg = nearest_similarity(local_jacobian(homography, POINTS))
     assert_allclose(scale, zoom)
     assert_allclose(angle_deg, turn_deg, atol=1e-9)
     assert_allclose(global_change(homography), (zoom, turn_deg), atol=1e-9)
@@ -51,9 +46,10 @@ def test_jacobian_agrees_with_finite_differences():
 
 
 def test_local_turn_is_that_of_the_polar_decomposition():
-    left, singular, right = np.linalg.svd(local_jacobian(PROJECTIVE, POINTS))
+    jacobian = local_jacobian(PROJECTIVE, POINTS)
+    left, singular, right = np.linalg.svd(jacobian)
     rotation = left @ right
-    scale, angle_deg = local_change(PROJECTIVE, POINTS)
+    scale, angle_deg = nearest_similarity(jacobian)
     assert_allclose(angle_deg, np.degrees(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0])))
     assert_allclose(scale, np.sqrt(singular.prod(axis=1)))
 

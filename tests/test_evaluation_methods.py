@@ -12,7 +12,6 @@ from numpy.testing import assert_allclose
 
 from cv_patchpose.evaluation.detection import DETECTORS, SCALELESS_DETECTORS, detect
 from cv_patchpose.evaluation.gradient_histogram import dominant_gradient_deg
-from cv_patchpose.evaluation.homography import project
 from cv_patchpose.evaluation.methods import (
     CONTROLS,
     MethodSettings,
@@ -22,6 +21,7 @@ from cv_patchpose.evaluation.methods import (
 from cv_patchpose.evaluation.peers import OriNet
 from cv_patchpose.evaluation.runner import load_methods
 from cv_patchpose.evaluation.sequences import turn_image
+from cv_patchpose.homography import project
 
 PEER_WEIGHTS = Path(__file__).parents[2] / "shared/data/peer-weights"
 

@@ -13,7 +13,7 @@ import cv_patchpose
 
 PACKAGE = Path(cv_patchpose.__file__).parent
 LAYERS = (
-    {"errors", "pyramid"},
+    {"errors", "homography", "pyramid"},
     {"histograms", "keypoints", "patches"},
     {"metadata", "descriptors", "detectors", "files"},
     {"estimator"},
@@ -24,7 +24,7 @@ LAYERS = (
     {"cli"},
 )
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
-TRAINING_MAY_USE = {"errors", "estimator", "histograms", "metadata", "patches", "pyramid"}
+TRAINING_MAY_USE = set().union(*LAYERS[: LEVEL["estimator"] + 1])
 VERSION = "cv_patchpose.__version__"
 HEAVY = {"torch", "matplotlib", "onnxruntime", "onnx", "scipy", "skimage", "kornia", "tqdm"}
 

@@ -67,6 +67,14 @@ def test_sizes_must_be_finite_and_positive(size):
         arrays_from_keypoints([cv2.KeyPoint(1, 1, 5)] * 2 + [cv2.KeyPoint(1, 1, size)])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("field", ["angle", "response"])
+def test_angles_and_responses_must_be_finite(field, value):
+    message = rf"keypoints: expected finite {field}s, got {value} at index 1"
+    with pytest.raises(ValueError, match=message):
+        arrays_from_keypoints([cv2.KeyPoint(1, 1, 5), cv2.KeyPoint(1, 1, 5, **{field: value})])
+
+
 @pytest.mark.parametrize("x", [float("nan"), float("inf")])
 def test_centres_must_be_finite(x):
     with pytest.raises(ValueError, match=rf"expected finite centres, got \({x}, 3.0\) at index 0"):

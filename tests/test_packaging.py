@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-SOURCES = ("cv_patchpose", "cpp", "models", "tests", "examples")
+README = (ROOT / "README.md").read_text()
+LINKS = set(re.findall(r"\]\((?!https?:)([^)#]+)", README))
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -63,6 +64,19 @@ def test_dependencies_are_ranges_and_pinned_in_the_constraints():
     assert _names(requirements) - pins == {"onnxruntime-gpu"}
 
 
+def test_both_variants_of_opencv_have_one_version():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line.startswith("opencv-")]
+    assert [name for name, _ in pins] == ["opencv-contrib-python-headless", "opencv-contrib-python"]
+    assert len({version for _, version in pins}) == 1
+
+
+def test_readme_is_whole():
+    assert LINKS
+    assert {link for link in LINKS if not (ROOT / link).exists()} == set()
+    assert "@@" not in README
+
+
 def test_conventions_page_and_tests_name_each_other():
     page = (ROOT / "CONVENTIONS.md").read_text()
     named = set(re.findall(r"`(test_\w+\.py)::(?:\w+::)?(test_\w+)`", page))
@@ -89,7 +103,8 @@ def sdist(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     tree = folder / "tree"
     junk = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.egg-info")
-    for name in SOURCES:
+    grafted = re.findall(r"^graft (\w+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
+    for name in {"cv_patchpose", *(name for name in grafted if (ROOT / name).is_dir())}:
         shutil.copytree(ROOT / name, tree / name, ignore=junk)
     for path in ROOT.iterdir():
         if path.is_file():
@@ -112,12 +127,17 @@ def test_sdist_carries_what_a_build_needs(sdist):
     wanted = ["CMakeLists.txt", "LICENSE", "constraints.txt", "Makefile"]
     wanted += [str(p.relative_to(ROOT)) for p in (ROOT / "cpp").iterdir() if p.is_file()]
     wanted += [str(p.relative_to(ROOT)) for p in (ROOT / "models").iterdir() if p.is_file()]
-    assert set(wanted) <= names
+    assert set(wanted) | LINKS <= names
 
 
 @pytest.mark.slow
 def test_wheel_from_the_sdist_works_on_its_own(sdist, tmp_path):
-    wheel = _wheel(sdist, tmp_path, PATCHPOSE_PURE_PYTHON="")
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "cmake").write_text("#!/bin/sh\nexit 1\n")  # on PATH, but too old
+    (old / "cmake").chmod(0o755)
+    path = f"{old}{os.pathsep}{os.environ['PATH']}"
+    wheel = _wheel(sdist, tmp_path, PATCHPOSE_PURE_PYTHON="", PATH=path)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         names = archive.namelist()

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
+import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+pytest.importorskip("tqdm")
+
+from cv_patchpose.homography import nearest_similarity, project
 from cv_patchpose.patches import PolarGrid
 from cv_patchpose.training import synthesis
-from cv_patchpose.training.dataset import (
-    PairStream,
-    PhotographFolder,
-    candidate_keypoints,
-    find_images,
-    prefetch,
-    sample_views,
-)
+from cv_patchpose.training.dataset import PairStream, prefetch, sample_views
 from cv_patchpose.training.options import SynthesisConfig
+from cv_patchpose.training.photographs import candidate_keypoints, find_images, read_photographs
 from cv_patchpose.training.synthesis import (
     corrupt,
-    local_jacobian,
-    random_homography,
     random_view,
-    similarity_of,
-    warp_points,
 )
+
+pytestmark = pytest.mark.train
 
 CLEAN = SynthesisConfig(corruption=0.0, jitter=0.0, jitter_px=0.0, keypoints_per_view=16)
 GRID = PolarGrid(rows=40, columns=72, halo=6)
@@ -45,36 +44,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("angle_deg", [0.0, 30.0, 135.0, -100.0])
-@pytest.mark.parametrize("zoom", [0.5, 1.0, 3.0])
-def test_similarity_of_a_similarity(angle_deg, zoom):
-    cos, sin = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
-    # Clockwise on screen: +x turns towards +y, which points down.
-    rotation, octaves = similarity_of(zoom * np.array([[cos, -sin], [sin, cos]]))
-    assert rotation == pytest.approx(angle_deg)
-    assert octaves == pytest.approx(np.log2(zoom))
-
-
-def test_similarity_ignores_pure_tilt():
-    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
-    stretch = np.array([[2.0, 0.5], [0.5, 1.0]])
-    expected = similarity_of(turn)[0]
-    assert similarity_of(turn @ stretch)[0] == pytest.approx(expected)
-    assert similarity_of(stretch @ turn)[0] == pytest.approx(expected)
-
-
-def test_jacobian_equals_finite_differences():
-    rng = np.random.default_rng(3)
-    homography = random_homography(np.array([100.0, 80.0]), SynthesisConfig(), rng)
-    points = rng.uniform(60, 140, (5, 2))
-    jacobian = local_jacobian(homography, points)
-    for axis in range(2):
-        step = np.zeros(2)
-        step[axis] = 1e-4
-        slope = warp_points(homography, points + step) - warp_points(homography, points - step)
-        np.testing.assert_allclose(jacobian[:, :, axis], slope / 2e-4, rtol=1e-5, atol=1e-6)
-
-
 def test_a_view_shows_the_photograph_where_the_homography_says():
     image = np.zeros((240, 240), np.uint8)
     cv2.circle(image, (130, 110), 4, 255, -1)
@@ -82,7 +51,7 @@ def test_a_view_shows_the_photograph_where_the_homography_says():
     for seed in range(5):
         view = random_view(image, np.array([120.0, 120.0]), config, np.random.default_rng(seed))
         rows, columns = np.nonzero(view.image > 100)
-        expected = warp_points(view.homography, np.array([[130.0, 110.0]]))[0]
+        expected = project(view.homography, np.array([[130.0, 110.0]]))[0]
         np.testing.assert_allclose([columns.mean(), rows.mean()], expected, atol=0.6)
 
 
@@ -109,11 +78,11 @@ def test_blurs_keep_everything_in_place(corruption):
 def test_views_differ_by_the_change_they_report(folder):
     """Sampling each view at its true pose must give the same patch."""
     config = dataclasses.replace(CLEAN, tilt_log_sigma=0.0, perspective=0.0)
-    photographs = PhotographFolder(find_images(folder))
+    photographs = read_photographs(folder)
     batch = sample_views(photographs[0], GRID, config, np.random.default_rng(0))
-    rotation_deg, zoom = similarity_of(batch.jacobian)
+    scale, rotation_deg = nearest_similarity(batch.jacobian)
     turn = rotation_deg / 5  # columns
-    move = (zoom - batch.log2_window) * GRID.rows_per_octave  # rows
+    move = (np.log2(scale) - batch.log2_window) * GRID.rows_per_octave  # rows
     first, second = batch.patches[:, 0, 0], batch.patches[:, 1, 0]
     correlations = []
     for one, other, column, row in zip(
@@ -134,22 +103,74 @@ def test_candidates_are_corners_without_and_blobs_with_size():
     assert (sizes[~np.isnan(sizes)] > 0).all()
 
 
-def test_a_featureless_photograph_gives_no_batch(tmp_path):
-    cv2.imwrite(str(tmp_path / "flat.png"), np.full((200, 200), 90, np.uint8))
-    photographs = PhotographFolder(find_images(tmp_path))
+def test_candidates_keep_the_order_of_the_detector():
+    image = textured(0)
+    places, sizes = candidate_keypoints(image)
+    found = [(*k.pt, k.size) for k in cv2.SIFT.create(nfeatures=500).detect(image)]
+    expected = np.array(list(dict.fromkeys(found)))
+    blob = ~np.isnan(sizes)
+    np.testing.assert_array_equal(np.column_stack([places, sizes])[blob], expected)
+
+
+def test_featureless_photographs_give_no_batch(tmp_path):
+    for name in ("one.png", "other.png"):
+        cv2.imwrite(str(tmp_path / name), np.full((200, 200), 90, np.uint8))
+    photographs = read_photographs(tmp_path)
     assert sample_views(photographs[0], GRID, CLEAN, np.random.default_rng(0)) is None
     stream = PairStream(photographs, GRID, CLEAN, batch_size=8, pool_size=32, seed=0)
     with pytest.raises(ValueError, match="images: expected photographs with corners or blobs"):
         next(iter(stream))
 
 
-def test_unreadable_and_tiny_files_are_skipped_and_counted(folder):
+def test_unusable_files_are_skipped_and_reported(folder, caplog, capsys, monkeypatch):
     (folder / "broken.jpg").write_bytes(b"not an image")
     (folder / "empty.png").write_bytes(b"")
+    (folder / "folder.png").mkdir()  # no file, so not even skipped
     cv2.imwrite(str(folder / "tiny.png"), np.zeros((20, 300), np.uint8))
-    photographs = PhotographFolder(find_images(folder))
-    assert len(photographs) == 4
-    assert photographs.skipped == 3
+    cv2.imwrite(str(folder / "line.png"), np.zeros((1, 3000), np.uint8))
+    (folder / "locked.png").write_bytes(b"")
+    read_bytes = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "locked.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with caplog.at_level(logging.INFO, logger="cv_patchpose"):
+        photographs = read_photographs(folder)
+    assert [path.name for path in photographs.paths] == ["0.png", "1.png", "2.png", "3.png"]
+    for text in (caplog.text, capsys.readouterr().err):
+        assert "5 of 9 image files skipped" in text
+
+
+def test_a_single_usable_photograph_is_too_few(folder):
+    for name in ("1.png", "2.png", "3.png"):
+        (folder / name).write_bytes(b"broken")
+    expected = (
+        f"images: expected at least 2 readable photographs of at least 96 px below {folder}, "
+        "got 1 (3 skipped)"
+    )
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        read_photographs(folder)
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_split_is_disjoint_and_repeats_by_seed(folder, share, held):
+    photographs = read_photographs(folder)
+    training, validation = photographs.split(share, 1)
+    assert sorted(training.paths + validation.paths) == photographs.paths
+    assert len(validation) == held
+    assert validation.paths == photographs.split(share, 1)[1].paths
+    assert len({tuple(photographs.split(share, seed)[1].paths) for seed in range(9)}) > 1
+
+
+def test_photographs_are_described_by_their_names(folder):
+    before = read_photographs(folder).describe(folder)
+    assert (before["folder"], before["photographs"]) == (folder.name, 4)
+    (folder / "0.png").rename(folder / "9.png")
+    after = read_photographs(folder).describe(folder)
+    assert after["sha256_of_names"] != before["sha256_of_names"]
 
 
 def test_no_image_names_the_argument(tmp_path):
@@ -160,7 +181,7 @@ def test_no_image_names_the_argument(tmp_path):
 
 
 def streams(folder, seed):
-    photographs = PhotographFolder(find_images(folder))
+    photographs = read_photographs(folder)
     return PairStream(photographs, GRID, CLEAN, batch_size=8, pool_size=32, seed=seed)
 
 
@@ -180,3 +201,17 @@ def test_a_failing_producer_reaches_the_consumer(folder):
     stream.photographs = None
     with pytest.raises(TypeError):
         next(prefetch([stream], depth=1))
+
+
+def test_prefetching_needs_a_stream():
+    with pytest.raises(ValueError, match="streams: expected at least one, got none"):
+        prefetch([], depth=1)
+
+
+def test_producers_end_with_their_consumer(folder):
+    before = threading.active_count()
+    ahead = prefetch([streams(folder, 0), streams(folder, 1)], depth=1)
+    next(ahead)
+    assert threading.active_count() == before + 2
+    ahead.close()
+    assert threading.active_count() == before

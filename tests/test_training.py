@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,17 +17,26 @@ torch = pytest.importorskip("torch")
 from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
 from cv_patchpose.histograms import PoseBins  # noqa: E402
+from cv_patchpose.patches import sample_polar  # noqa: E402
+from cv_patchpose.training import calibration  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
-from cv_patchpose.training.checkpoint import load_checkpoint, network_of  # noqa: E402
+from cv_patchpose.training.checkpoint import (  # noqa: E402
+    config_of,
+    load_checkpoint,
+    network_of,
+    saved_config,
+)
 from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
+from cv_patchpose.training.network import PolarNet  # noqa: E402
 from cv_patchpose.training.objective import (  # noqa: E402
     PoseLoss,
     pair_changes,
     pose_accuracy,
 )
-from cv_patchpose.training.options import SynthesisConfig, TrainConfig  # noqa: E402
-from cv_patchpose.training.trainer import Trainer, split_photographs  # noqa: E402
+from cv_patchpose.training.options import LOSSES, SynthesisConfig, TrainConfig  # noqa: E402
+from cv_patchpose.training.photographs import Photograph  # noqa: E402
+from cv_patchpose.training.trainer import Trainer  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -90,17 +102,11 @@ def test_accuracy_and_loss_of_known_answers():
     off = logits_at([[4.0, 7.75], [5.0, 8.75]], [[10.0, 13.7], [34.0, 1.7]])
     accuracy = pose_accuracy(*off, known_batch(), bins)
     assert list(accuracy.values()) == [0.0, 100.0, 0.0, 100.0]
-    loss = PoseLoss(bins, sigma_deg=3.0, sigma_octaves=0.08, floor=1e-8)
-    for good, bad in zip(loss(*right, known_batch()), loss(*off, known_batch()), strict=True):
-        assert good < bad
-
-
-def test_split_is_disjoint_and_repeats_by_seed(images):
-    paths = sorted(images.iterdir())
-    training, validation = split_photographs(paths, 0.25, 1)
-    assert set(training) | set(validation) == set(paths)
-    assert not set(training) & set(validation)
-    assert (training, validation) == split_photographs(paths, 0.25, 1)
+    for name in LOSSES:
+        config = TrainConfig(loss=name, sigma_deg=3.0, sigma_octaves=0.08, floor=1e-8)
+        loss = PoseLoss(bins, config)
+        for good, bad in zip(loss(*right, known_batch()), loss(*off, known_batch()), strict=True):
+            assert good < bad
 
 
 def test_a_run_leaves_log_curves_and_checkpoint(run):
@@ -114,45 +120,257 @@ def test_a_run_leaves_log_curves_and_checkpoint(run):
     assert state["photographs"] == 3
     assert len(state["validation_files"]) == 1
     assert (run / "validation.txt").read_text().strip().endswith(state["validation_files"][0])
-    assert not list(run.glob("*.tmp*"))
+    names = {"checkpoint.pt", "curves.png", "log.csv", "validation.txt"}
+    assert {path.name for path in run.iterdir()} == names
 
 
-def test_resume_goes_on_where_the_checkpoint_stands(images, run, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
-    longer = dataclasses.replace(TINY, budget_keypoints=96)
-    trainer = Trainer(images, tmp_path, longer, resume=True)
-    before = load_checkpoint(run / "checkpoint.pt")
+def test_the_checkpoint_says_what_it_was_trained_on(images, run, tmp_path):
+    state = load_checkpoint(run / "checkpoint.pt")
+    data = {"folder": images.name, "photographs": 4}
+    assert state["data"].items() >= data.items()
+    notes = PoseEstimator(export_checkpoint(run, tmp_path / "model.onnx")).metadata.training
+    assert notes["data"] == state["data"]
+
+
+def test_equal_seeds_give_equal_weights(images, run, tmp_path):
+    def weights(seed):
+        folder = tmp_path / str(seed)
+        Trainer(images, folder, dataclasses.replace(TINY, seed=seed)).train()
+        return load_checkpoint(folder / "checkpoint.pt")["average"]
+
+    expected = load_checkpoint(run / "checkpoint.pt")["average"]
+    torch.testing.assert_close(weights(TINY.seed), expected, rtol=0, atol=0)
+    assert not torch.equal(weights(1)["trunk.0.weight"], expected["trunk.0.weight"])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains(images, tmp_path, loss):
+    trainer = Trainer(images, tmp_path, dataclasses.replace(TINY, loss=loss))
+    before = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    batches = iter(trainer._streams()[0])
+    assert np.isfinite(trainer._step(next(batches))).all()
+    assert any(not torch.equal(before[n], v) for n, v in trainer.network.named_parameters())
+
+
+def test_training_leaves_the_thread_counts_alone(images, tmp_path):
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    config = dataclasses.replace(TINY, threads=before[0] + 1, budget_keypoints=16)
+    Trainer(images, tmp_path, config).train()
+    assert (torch.get_num_threads(), cv2.getNumThreads()) == before
+
+
+@pytest.fixture
+def copied_run(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def longer(config=TINY, **changes):
+    return dataclasses.replace(config, **({"budget_keypoints": 96} | changes))
+
+
+def logged(run):
+    with (run / "log.csv").open(newline="") as file:
+        return [int(row["keypoints"]) for row in csv.DictReader(file)]
+
+
+def test_resume_goes_on_where_the_checkpoint_stands(images, copied_run):
+    trainer = Trainer(images, copied_run, longer(), resume=True)
+    before = load_checkpoint(copied_run / "checkpoint.pt")
     assert trainer.keypoints == 64
     for name, value in trainer.network.state_dict().items():
         torch.testing.assert_close(value, before["network"][name])
     trainer.train()
-    assert load_checkpoint(tmp_path / "checkpoint.pt")["keypoints"] == 96
+    assert load_checkpoint(copied_run / "checkpoint.pt")["keypoints"] == 96
+    assert logged(copied_run) == [64, 96]
 
 
-def test_a_killed_save_keeps_the_old_checkpoint(images, run, tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes((run / "checkpoint.pt").read_bytes())
+def test_resume_drops_what_was_logged_behind_the_checkpoint(images, copied_run):
+    log = copied_run / "log.csv"
+    header, row = log.read_text().splitlines()
+    minutes, _, rest = row.split(",", 2)
+    log.write_text(f"{header}\n{row}\n{minutes},80,{rest}\n{minutes},96,0.0")
+    Trainer(images, copied_run, longer(), resume=True).train()
+    assert logged(copied_run) == [64, 96]
 
-    def die(state, file):
-        file.write_bytes(b"half")
+
+@pytest.mark.parametrize("damage", [b"", b"\0\xff\n\0,,,\n", b"keypoints\n3\n", None])
+def test_resume_survives_a_damaged_log(images, copied_run, damage):
+    log = copied_run / "log.csv"
+    log.unlink()
+    if damage is not None:
+        log.write_bytes(damage)
+    Trainer(images, copied_run, longer(), resume=True).train()
+    assert logged(copied_run) == [96]
+
+
+def test_a_fresh_run_begins_a_new_log(images, copied_run):
+    (copied_run / "checkpoint.pt").unlink()
+    Trainer(images, copied_run, dataclasses.replace(TINY, budget_keypoints=16)).train()
+    assert logged(copied_run) == [16]
+
+
+def test_resume_reads_older_checkpoints(images, copied_run):
+    path = copied_run / "checkpoint.pt"
+    state = load_checkpoint(path)
+    del state["data"], state["train_config"]["loss"], state["train_config"]["synthesis"]["jitter"]
+    torch.save(state, path)
+    config = saved_config(copied_run)
+    assert config.loss == "overlap"
+    assert config.synthesis.jitter == SynthesisConfig().jitter
+    assert Trainer(images, copied_run, longer(config), resume=True).keypoints == 64
+    assert export_checkpoint(path, copied_run / "model.onnx").is_file()
+
+
+def test_resume_refuses_another_beginning(images, copied_run):
+    with pytest.raises(ValueError, match="seed: expected 0 as in .*, got 1"):
+        Trainer(images, copied_run, longer(seed=1), resume=True)
+    with pytest.raises(ValueError, match="validation_share: expected 0.25 as in .*, got 0.5"):
+        Trainer(images, copied_run, longer(validation_share=0.5), resume=True)
+    with pytest.raises(ValueError, match="init: expected None as in .*, got 'other.pt'"):
+        Trainer(images, copied_run, longer(init="other.pt"), resume=True)
+    with pytest.raises(ValueError, match="expected a network of shape .*hidden=32.*hidden=64"):
+        Trainer(images, copied_run, longer(hidden=32), resume=True)
+
+
+def test_resume_refuses_other_photographs(images, copied_run, tmp_path):
+    other = Path(shutil.copytree(images, tmp_path / "other"))
+    held_out = load_checkpoint(copied_run / "checkpoint.pt")["validation_files"][0]
+    (other / held_out).rename(other / "new.png")
+    with pytest.raises(ValueError, match="images: .* the validation photographs differ"):
+        Trainer(other, copied_run, longer(), resume=True)
+
+
+@pytest.mark.parametrize("failing", ["os.replace", "pathlib.Path.write_bytes"])
+def test_a_killed_save_keeps_the_old_checkpoint(images, copied_run, monkeypatch, failing):
+    before = (copied_run / "checkpoint.pt").read_bytes()
+
+    def die(path, *_):
+        Path(path).open("wb").close()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", die)
-    trainer = Trainer(images, tmp_path, dataclasses.replace(TINY, budget_keypoints=80), resume=True)
+    trainer = Trainer(images, copied_run, longer(budget_keypoints=80), resume=True)
+    monkeypatch.setattr(failing, die)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     monkeypatch.undo()
-    assert load_checkpoint(path)["keypoints"] == 64
+    assert (copied_run / "checkpoint.pt").read_bytes() == before
+    assert logged(copied_run) == [64]
+    names = {"checkpoint.pt", "curves.png", "log.csv", "validation.txt"}
+    assert {path.name for path in copied_run.iterdir()} == names
 
 
 def test_wrong_folders_are_named(images, run, tmp_path):
     with pytest.raises(ValueError, match="run: .* already holds a checkpoint"):
         Trainer(images, run, TINY)
-    with pytest.raises(ValueError, match="resume: expected .*checkpoint.pt"):
+    with pytest.raises(ValueError, match=r"checkpoint: expected a file, got '.*checkpoint.pt'"):
         Trainer(images, tmp_path / "new", TINY, resume=True)
-    (tmp_path / "broken.jpg").write_bytes(b"no")
-    with pytest.raises(ValueError, match="images: expected readable photographs"):
-        Trainer(tmp_path, tmp_path / "run", TINY)
+    with pytest.raises(ValueError, match="run: expected a folder, got the file"):
+        Trainer(images, images / "0.png", TINY)
+
+
+def test_init_begins_with_the_averaged_weights(images, run, tmp_path):
+    path = run / "checkpoint.pt"
+    trainer = Trainer(images, tmp_path / "run", dataclasses.replace(TINY, init=str(path)))
+    expected = load_checkpoint(path)["average"]
+    torch.testing.assert_close(trainer.network.state_dict(), expected)
+    other = dataclasses.replace(TINY, init=str(path), hidden=32)
+    with pytest.raises(ValueError, match=f"{path}: expected a network of shape .*hidden=32"):
+        Trainer(images, tmp_path / "other", other)
+
+
+@pytest.mark.parametrize("entry", ["average", "train_config", "scale_offset_octaves"])
+def test_a_checkpoint_that_lacks_an_entry_is_refused(run, tmp_path, entry):
+    state = load_checkpoint(run / "checkpoint.pt")
+    del state[entry]
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=f"part.pt lacks {entry}"):
+        load_checkpoint(tmp_path / "part.pt")
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "value"),
+    [
+        ("average", "trunk.0.weight", torch.zeros(1)),
+        ("network", "foreign", torch.zeros(1)),
+        ("network_config", "hidden", 3),
+        ("network_config", "foreign", 3),
+        ("train_config", "streams", 0),
+    ],
+)
+def test_a_checkpoint_whose_entries_do_not_fit_is_refused(run, tmp_path, entry, key, value):
+    state = load_checkpoint(run / "checkpoint.pt")
+    state[entry][key] = value
+    torch.save(state, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="bad.pt does not hold together"):
+        load_checkpoint(tmp_path / "bad.pt")
+
+
+def test_the_options_come_back_from_the_checkpoint(run):
+    assert config_of(load_checkpoint(run / "checkpoint.pt")) == TINY
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("budget_minutes", float("nan"), "a finite number > 0, got nan"),
+        ("budget_minutes", float("inf"), "a finite number > 0"),
+        ("budget_minutes", "60", "a finite number > 0, got '60'"),
+        ("budget_keypoints", 0, "None or an integer >= 1, got 0"),
+        ("batch_size", 1, "an integer >= 2"),
+        ("batch_size", 2.5, "an integer >= 2"),
+        ("learning_rate", 0.0, "a finite number > 0"),
+        ("floor", -0.1, "a finite number >= 0"),
+        ("ema", 1.0, "a number between 0 and 1"),
+        ("validation_share", 0.0, "a number between 0 and 1"),
+        ("seed", -1, "an integer >= 0"),
+        ("threads", -1, "an integer >= 0"),
+        ("streams", 0, "an integer >= 1"),
+        ("channels", (16, 0), "integers >= 1"),
+        ("bfloat16", "yes", "None, True or False"),
+        ("loss", "hinge", "overlap or alignment, got 'hinge'"),
+    ],
+)
+def test_training_options_are_checked(field, value, expected):
+    with pytest.raises(ValueError, match=re.escape(f"{field}: expected {expected}")):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("views", 1, "an integer >= 2"),
+        ("margin_px", 192, "less than half of canvas_px (384), got 192"),
+        ("zoom_octaves", (1.0, -1.0), "two numbers in order from -10 to 10"),
+        ("jpeg_quality", (15.0, 101.0), "two numbers in order from 0 to 100"),
+        ("window_px", (0.0, 20.0), "two numbers in order from 1 to 10000"),
+        ("window_px", (28.0, float("nan")), "two numbers in order from 1 to 10000"),
+        ("negative", 1.5, "a number from 0 to 1"),
+        ("jitter", -0.1, "a finite number >= 0"),
+        ("magnification", 0.0, "a finite number > 0"),
+    ],
+)
+def test_synthesis_options_are_checked(field, value, expected):
+    with pytest.raises(ValueError, match=re.escape(f"{field}: expected {expected}")):
+        SynthesisConfig(**{field: value})
+
+
+def test_calibration_takes_blobs_from_everywhere(monkeypatch):
+    count = 1000
+    xy = np.column_stack([np.linspace(0, 299, count), np.full(count, 150.0)])
+    photograph = Photograph(np.zeros((300, 300), np.uint8), xy, np.full(count, 4.0))
+    seen = []
+
+    def record(pyramid, xy_px, *arguments, **options):
+        seen.append(xy_px[:, 0])
+        return sample_polar(pyramid, xy_px, *arguments, **options)
+
+    monkeypatch.setattr(calibration, "sample_polar", record)
+    network = PolarNet().eval()
+    shape = network.config
+    offset = calibration.measure_scale_offset(network, shape.grid, shape.bins, [photograph], 12.0)
+    assert np.isfinite(offset)
+    assert len(seen[0]) == calibration.BLOBS_PER_PHOTOGRAPH
+    assert (seen[0].min(), seen[0].max()) == (0, 299)
 
 
 def test_export_agrees_with_torch_at_sizes_never_traced(run, tmp_path):

@@ -6,12 +6,10 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cv_patchpose.errors import ModelError
 from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
 from cv_patchpose.evaluation.detection import DETECTORS
 from cv_patchpose.evaluation.report import describe_environment, format_table
@@ -38,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("protocol").add_argument
     absent = argparse.SUPPRESS
     options("--methods", type=_comma_list, required=True, metavar="A,B,...",
-            help="identity, upright, detector, detector-all, gradient-histogram, orinet, polar, "
-            "resnet18 or a path to an ONNX file; learned ones take :K for the K best poses, "
-            "@angle or @scale to write only that")  # fmt: skip
+            help="identity, upright, detector, detector-all, gradient-histogram, orinet, polar or "
+            "a path to an ONNX file; learned ones take :K for the K best poses, @angle or @scale "
+            "to write only that")  # fmt: skip
     options("--detector", default=absent, help=f"one of {', '.join(DETECTORS)} (default sift)")
     options("--max-keypoints", type=int, default=absent, help="strongest points kept (1000)")
     options("--corner-size", type=float, default=absent, metavar="PX",
@@ -91,17 +89,6 @@ def run(args: argparse.Namespace) -> int:
     for name, what in outcome.failures.items():
         print(f"not measured: {name}: {what}", file=sys.stderr)
     return int(bool(outcome.failures))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command on its own; bad input ends it with one line and status 2."""
-    parser = argparse.ArgumentParser(prog="cv-patchpose evaluate")
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except (ValueError, OSError, ImportError, ModelError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
 
 
 def _build_protocol(args: argparse.Namespace, protocol_class: type[Any]) -> Any:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from cv_patchpose.descriptors import rule_for
 from cv_patchpose.evaluation.detection import DETECTORS, detect
-from cv_patchpose.evaluation.homography import local_change, project
 from cv_patchpose.evaluation.methods import Method, MethodSettings
 from cv_patchpose.evaluation.metrics import (
     MMA_NAMES,
@@ -34,6 +33,7 @@ from cv_patchpose.evaluation.sequences import (
     turn_image,
 )
 from cv_patchpose.files import read_image
+from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 from cv_patchpose.keypoints import KeypointArrays, keypoints_from_arrays
 from cv_patchpose.matching import describe_root_sift, match_mutual
 
@@ -194,7 +194,8 @@ def _changes_zoom(view1: View, homography: NDArray[np.float64], least: float | N
     if least is None:
         return True
     height, width = view1.image.shape[:2]
-    scale, _ = local_change(homography, np.array([[(width - 1) / 2, (height - 1) / 2]]))
+    center = np.array([[(width - 1) / 2, (height - 1) / 2]])
+    scale, _ = nearest_similarity(local_jacobian(homography, center))
     return bool(abs(np.log2(scale[0])) > np.log2(least))
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.detection import detect, harris_corners
-from cv_patchpose.evaluation.homography import global_change, local_change, project
 from cv_patchpose.evaluation.methods import Method, MethodSettings, require_one_pose
 from cv_patchpose.evaluation.metrics import (
     PoseErrors,
@@ -33,6 +32,7 @@ from cv_patchpose.evaluation.sequences import (
     turn_image,
 )
 from cv_patchpose.files import read_image
+from cv_patchpose.homography import global_change, local_jacobian, nearest_similarity, project
 from cv_patchpose.keypoints import KeypointArrays
 
 POINT_SOURCES = ("fixed", "repeated")
@@ -185,7 +185,7 @@ def repeated_points(
     if not len(points1) or not len(points2):
         return points1.take(np.arange(0)), points2.take(np.arange(0))
     xy1 = points1.xy_px.astype(np.float64)
-    scale, _ = local_change(homography, xy1)
+    scale, _ = nearest_similarity(local_jacobian(homography, xy1))
     offset = project(homography, xy1)[:, None] - points2.xy_px
     distance_px = np.linalg.norm(offset, axis=2)
     octaves = np.log2(points2.size_px / (points1.size_px * scale)[:, None])
@@ -201,7 +201,7 @@ def _true_change(
     homography: NDArray[np.float64], points1: KeypointArrays, ground_truth: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if ground_truth == "local":
-        return local_change(homography, points1.xy_px.astype(np.float64))
+        return nearest_similarity(local_jacobian(homography, points1.xy_px.astype(np.float64)))
     scale, angle_deg = global_change(homography)
     return np.full(len(points1), scale), np.full(len(points1), angle_deg)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.assigner import PatchPoseAssigner
+from cv_patchpose.estimator import BUNDLED_MODELS
 from cv_patchpose.evaluation.detection import Detections
 from cv_patchpose.evaluation.gradient_histogram import SIFT_MAGNIFICATION, dominant_gradient_deg
 from cv_patchpose.evaluation.peers import OriNet
@@ -21,7 +22,6 @@ Image = NDArray[np.uint8]
 AngleEstimator = Callable[[Image, NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
 CONTROLS = ("identity", "upright", "detector", "detector-all", "gradient-histogram", "orinet")
-LEARNED = ("polar", "resnet18")
 ORINET_MAGNIFICATION = 12.0
 _LEARNED_SPEC = re.compile(r"(?P<model>.+?)(:(?P<top_k>\d+))?(?P<fields>@angle|@scale)?")
 
@@ -58,13 +58,11 @@ class MethodSettings:
         scale_prior_octaves: Deviation of the prior on scale around the keypoint's size, None for
             a flat one, or "auto" for the assigner's own choice.
         peer_weights: Folder with the weights of published estimators.
-        num_threads: CPU threads of a method, None for all.
     """
 
     window_px: float | None = None
     scale_prior_octaves: float | Literal["auto"] | None = "auto"
     peer_weights: Path | None = None
-    num_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def load_method(spec: str, settings: MethodSettings) -> Method:
     """Make a method from its name.
 
     Args:
-        spec: One of :data:`CONTROLS`, or one of :data:`LEARNED` or a path to an ONNX file,
+        spec: One of :data:`CONTROLS`, or one of the bundled models or a path to an ONNX file,
             followed by ``:K`` for the K best poses and by ``@angle`` or ``@scale`` to write only
             that.
         settings: What the benchmark asks for.
@@ -191,9 +189,7 @@ def load_method(spec: str, settings: MethodSettings) -> Method:
         "gradient-histogram": lambda: AngleOnly(
             dominant_gradient_deg, SIFT_MAGNIFICATION, window_px
         ),
-        "orinet": lambda: AngleOnly(
-            OriNet(settings.peer_weights, settings.num_threads), ORINET_MAGNIFICATION, window_px
-        ),
+        "orinet": lambda: AngleOnly(OriNet(settings.peer_weights), ORINET_MAGNIFICATION, window_px),
     }
     return controls[spec]() if spec in controls else _load_learned(spec, settings)
 
@@ -212,12 +208,12 @@ def require_one_pose(specs: Sequence[str]) -> None:
 
 def _load_learned(spec: str, settings: MethodSettings) -> Learned:
     match = _LEARNED_SPEC.fullmatch(spec)
-    if match is None or not (match["model"] in LEARNED or match["model"].endswith(".onnx")):
+    if match is None or not (match["model"] in BUNDLED_MODELS or match["model"].endswith(".onnx")):
         raise ValueError(
-            f"methods: expected {', '.join(CONTROLS + LEARNED)} or a path to an ONNX file, "
+            f"methods: expected {', '.join(CONTROLS + BUNDLED_MODELS)} or a path to an ONNX file, "
             f"with :K, @angle or @scale behind a learned one, got {spec!r}"
         )
-    if match["model"] not in LEARNED and not Path(match["model"]).is_file():
+    if match["model"] not in BUNDLED_MODELS and not Path(match["model"]).is_file():
         raise ValueError(f"methods: expected an ONNX file, got {match['model']!r}")
     options: dict[str, Any] = {
         "top_k": int(match["top_k"] or 1),
@@ -225,7 +221,6 @@ def _load_learned(spec: str, settings: MethodSettings) -> Learned:
         "assign_orientation": match["fields"] != "@scale",
         "window_px": settings.window_px,
         "scale_prior_octaves": settings.scale_prior_octaves,
-        "num_threads": settings.num_threads,
     }
     return Learned(PatchPoseAssigner(match["model"], **options))
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from cv_patchpose.evaluation.detection import harris_corners
-from cv_patchpose.evaluation.homography import project
 from cv_patchpose.evaluation.methods import Method, MethodSettings, require_one_pose
 from cv_patchpose.evaluation.metrics import PoseErrors, pose_errors, summarize_pose_errors
 from cv_patchpose.evaluation.runner import Outcome, load_methods, require_positive, run_units
-from cv_patchpose.evaluation.sequences import IMAGE_SUFFIXES, View, turn_image
-from cv_patchpose.files import read_image
+from cv_patchpose.evaluation.sequences import View, turn_image
+from cv_patchpose.files import IMAGE_SUFFIXES, read_image
+from cv_patchpose.homography import project
 from cv_patchpose.keypoints import KeypointArrays
 
 _MAX_OCTAVES = 2.0

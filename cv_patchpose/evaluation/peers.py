@@ -19,7 +19,6 @@ class OriNet:
 
     Args:
         weights_folder: Folder that holds ``OriNet.pth``.
-        num_threads: CPU threads.
 
     Raises:
         ImportError: torch or kornia is missing.
@@ -30,7 +29,7 @@ class OriNet:
         implementation of kornia.
     """
 
-    def __init__(self, weights_folder: Path | None, num_threads: int | None = None) -> None:
+    def __init__(self, weights_folder: Path | None) -> None:
         if weights_folder is None:
             raise ValueError("peer_weights: expected a folder with OriNet.pth for orinet, got none")
         path = weights_folder / "OriNet.pth"
@@ -41,8 +40,6 @@ class OriNet:
             from kornia.feature import OriNet as KorniaOriNet
         except ImportError as error:
             raise ImportError("orinet needs: pip install 'cv-patchpose[eval]'") from error
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
         self._torch = torch
         self._network: Any = KorniaOriNet(pretrained=False)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,7 +18,7 @@ _LISTED_ELSEWHERE = ("mma_2", "mma_4", "mma_6", "mma_7", "mma_8", "mma_9", "mma_
 
 
 def describe_environment() -> dict[str, Any]:
-    """Name the machine and the versions a result was measured with."""
+    """Name the machine, the versions and the commit a result was measured with."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -25,10 +28,30 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
+        "threads": cv2.getNumThreads(),
+        "commit": _commit(),
         "opencv": cv2.__version__,
         **versions,
     }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """Name the commit of the checkout that the package is run from, None without one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.evaluation.homography import project
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from cv_patchpose.files import IMAGE_SUFFIXES
+from cv_patchpose.homography import project
 
 
 @dataclass(frozen=True, eq=False)

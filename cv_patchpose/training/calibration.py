@@ -7,8 +7,8 @@ import torch
 
 from cv_patchpose.histograms import PoseBins, find_modes
 from cv_patchpose.patches import PolarGrid, build_pyramid, sample_polar
-from cv_patchpose.training.dataset import PhotographFolder
 from cv_patchpose.training.objective import histograms_of, run_network
+from cv_patchpose.training.photographs import Photographs
 
 PHOTOGRAPHS = 60
 BLOBS_PER_PHOTOGRAPH = 100
@@ -19,7 +19,7 @@ def measure_scale_offset(
     network: torch.nn.Module,
     grid: PolarGrid,
     bins: PoseBins,
-    photographs: PhotographFolder,
+    photographs: Photographs,
     magnification: float,
 ) -> float:
     """Find the offset that makes the median scale of SIFT keypoints 1.
@@ -37,7 +37,10 @@ def measure_scale_offset(
     octaves = []
     for index in range(min(len(photographs), PHOTOGRAPHS)):
         photograph = photographs[index]
-        blob = np.flatnonzero(~np.isnan(photograph.size_px))[:BLOBS_PER_PHOTOGRAPH]
+        blob = np.flatnonzero(~np.isnan(photograph.size_px))
+        # Evenly spread: SIFT's order goes by place.
+        spread = np.linspace(0, len(blob) - 1, min(len(blob), BLOBS_PER_PHOTOGRAPH))
+        blob = blob[spread.astype(int)]
         if not len(blob):
             continue
         patches = sample_polar(

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-import os
+import io
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cv_patchpose.files import write_file
 from cv_patchpose.histograms import PoseBins
 from cv_patchpose.patches import PolarGrid
 from cv_patchpose.training.network import PolarNet, PolarNetConfig
+from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 
 CHECKPOINT_NAME = "checkpoint.pt"
 CHECKPOINT_FORMAT = 1
+_ENTRIES = (
+    "train_config",
+    "network_config",
+    "network",
+    "average",
+    "optimizer",
+    "step",
+    "keypoints",
+    "minutes",
+    "scale_offset_octaves",
+    "photographs",
+    "validation_files",
+)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint beside its place, then move it there, so that none is half-written."""
-    temporary = path.with_suffix(".tmp")
-    torch.save({"format": CHECKPOINT_FORMAT, **state}, temporary)
-    os.replace(temporary, path)
+    """Write a checkpoint whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
+    write_file(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint written by the trainer.
 
     Raises:
-        ValueError: Not a file, not a checkpoint, or one of another format.
+        ValueError: Not a file, not a checkpoint, one of another format, or a damaged one.
     """
     if not Path(path).is_file():
         raise ValueError(f"checkpoint: expected a file, got {str(path)!r}")
@@ -38,16 +53,42 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"checkpoint: {path} is not a training checkpoint ({error})") from error
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
+    lacking = [entry for entry in _ENTRIES if entry not in state]
+    if lacking:
+        raise ValueError(f"checkpoint: {path} lacks {', '.join(lacking)}")
+    try:
+        config_of(state)
+        network_of(state).load_state_dict(state["network"])
+    except Exception as error:
+        raise ValueError(f"checkpoint: {path} does not hold together ({error})") from error
     return state
+
+
+def config_of(state: dict[str, Any]) -> TrainConfig:
+    """Read the options of a run; those that it does not know have their defaults."""
+    entry = dict(state["train_config"])
+    return TrainConfig(synthesis=SynthesisConfig(**entry.pop("synthesis")), **entry)
+
+
+def saved_config(run: Path | str) -> TrainConfig:
+    """Read the options of a run from its checkpoint.
+
+    Raises:
+        ValueError: the run holds no checkpoint, or a damaged one.
+    """
+    return config_of(load_checkpoint(Path(run) / CHECKPOINT_NAME))
+
+
+def shape_of(state: dict[str, Any]) -> PolarNetConfig:
+    """Read the shape of a checkpoint's network."""
+    entry = dict(state["network_config"])
+    grid, bins = PolarGrid(**entry.pop("grid")), PoseBins(**entry.pop("bins"))
+    return PolarNetConfig(grid=grid, bins=bins, **entry)
 
 
 def network_of(state: dict[str, Any]) -> PolarNet:
     """Build the network of a checkpoint with its averaged weights."""
-    entry = dict(state["network_config"])
-    config = PolarNetConfig(
-        grid=PolarGrid(**entry.pop("grid")), bins=PoseBins(**entry.pop("bins")), **entry
-    )
-    network = PolarNet(config)
+    network = PolarNet(shape_of(state))
     network.load_state_dict(state["average"])
     return network
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import os
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from cv_patchpose.files import write_file
+from cv_patchpose.training.log import Row
 
 _PANELS = {
     "orientation, % of pairs": (
@@ -21,16 +24,14 @@ _PANELS = {
 _STYLES = {"clean": "--", "spoilt": "-"}
 
 
-def draw_curves(log: Path, picture: Path) -> None:
+def draw_curves(rows: Sequence[Row], picture: Path) -> None:
     """Draw losses and validation accuracies against the keypoints seen.
 
     Args:
-        log: The run's log.csv.
+        rows: of the run's log, at least one.
         picture: PNG file to write.
     """
-    with log.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
     seen = columns["keypoints"]
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for name in ("scale_loss", "orientation_loss"):
@@ -53,7 +54,7 @@ def draw_curves(log: Path, picture: Path) -> None:
         axis.set_xlabel("keypoints seen")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    temporary = picture.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)
-    os.replace(temporary, picture)
+    write_file(picture, buffer.getvalue())

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import os
 import queue
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.homography import local_jacobian, project
 from cv_patchpose.patches import PolarGrid, build_pyramid, sample_polar
 from cv_patchpose.training.options import SynthesisConfig
-from cv_patchpose.training.synthesis import local_jacobian, random_view, warp_points
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-SMALLEST_SIDE_PX = 96
+from cv_patchpose.training.photographs import Photograph, Photographs
+from cv_patchpose.training.synthesis import random_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,104 +32,6 @@ class Batch:
     patches: NDArray[np.float32]
     jacobian: NDArray[np.float64]
     log2_window: NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Photograph:
-    """A grey photograph and its candidate keypoints.
-
-    Args:
-        image: (H, W) uint8.
-        xy_px: (K, 2) places of the candidates.
-        size_px: (K,) diameters; NaN for corners, which have no scale of their own.
-    """
-
-    image: NDArray[np.uint8]
-    xy_px: NDArray[np.float64]
-    size_px: NDArray[np.float64]
-
-
-def find_images(folder: Path | str) -> list[Path]:
-    """List the image files below a folder, sorted.
-
-    Raises:
-        ValueError: the folder does not exist or holds no image file.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"images: expected a folder of photographs, got {str(folder)!r}")
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f"images: expected image files ({kinds}) below {folder}, got none")
-    return found
-
-
-def candidate_keypoints(
-    image: NDArray[np.uint8],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Find corners (at two resolutions) and blobs, the places that detectors propose.
-
-    Args:
-        image: (H, W) uint8.
-
-    Returns:
-        (K, 2) places and (K,) sizes, NaN for corners.
-    """
-    places, sizes = [np.empty((0, 2))], [np.empty(0)]
-    for factor in (1, 2):
-        small = image if factor == 1 else cv2.pyrDown(image)
-        corners = cv2.goodFeaturesToTrack(small, 200, 0.01, 5, useHarrisDetector=factor == 1)
-        if corners is not None:
-            places.append(corners.reshape(-1, 2).astype(np.float64) * factor)
-            sizes.append(np.full(len(corners), np.nan))
-    blobs = cv2.SIFT.create(nfeatures=500).detect(image)
-    if blobs:
-        points = np.array([(*k.pt, k.size) for k in blobs])
-        points = points[np.unique(points, axis=0, return_index=True)[1]]
-        places.append(points[:, :2])
-        sizes.append(points[:, 2])
-    return np.concatenate(places), np.concatenate(sizes)
-
-
-class PhotographFolder:
-    """Photographs in memory, in grey; unreadable and tiny files are skipped and counted.
-
-    Args:
-        paths: image files.
-        long_side_px: larger photographs are shrunk to this.
-    """
-
-    def __init__(self, paths: list[Path], *, long_side_px: int = 640) -> None:
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(functools.partial(_read_gray, long_side_px=long_side_px), paths))
-        usable = [(p, i) for p, i in zip(paths, images, strict=True) if i is not None]
-        self.paths = [path for path, _ in usable]
-        self.skipped = len(paths) - len(usable)
-        self._images = [image for _, image in usable]
-        self._cache: dict[int, Photograph] = {}
-
-    def __len__(self) -> int:
-        """Count the usable photographs."""
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Photograph:
-        """Return a photograph; its keypoints are found at the first visit."""
-        if index not in self._cache:
-            image = self._images[index]
-            self._cache[index] = Photograph(image, *candidate_keypoints(image))
-        return self._cache[index]
-
-
-def _read_gray(path: Path, long_side_px: int) -> NDArray[np.uint8] | None:
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if image is None:
-        return None
-    shrink = long_side_px / max(image.shape)
-    if shrink < 1:
-        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    return np.asarray(image, np.uint8) if min(image.shape) >= SMALLEST_SIDE_PX else None
 
 
 def sample_views(
@@ -169,7 +66,7 @@ def sample_views(
         jacobian = local_jacobian(view.homography, xy)
         zoom = np.sqrt(np.linalg.det(jacobian))
         window_px = window * zoom * 2.0 ** _scale_error(zoom, config, rng)
-        place = warp_points(view.homography, xy)
+        place = project(view.homography, xy)
         sigma = config.jitter * window_px + config.jitter_px
         place = place + rng.normal(size=place.shape) * sigma[:, None]
         start_deg = np.zeros(len(xy))
@@ -194,7 +91,7 @@ def _visible_everywhere(
     low, high = config.margin_px, config.canvas_px - 1 - config.margin_px
     for homography in homographies:
         depth = photograph.xy_px @ homography[2, :2] + homography[2, 2]
-        mapped = warp_points(homography, photograph.xy_px)
+        mapped = project(homography, photograph.xy_px)
         visible &= (depth > 0.2) & ((mapped >= low) & (mapped <= high)).all(1)
     candidates = np.flatnonzero(visible)
     return rng.permutation(candidates)[: config.keypoints_per_view]
@@ -218,16 +115,16 @@ def _scale_error(
     error = rng.normal(0, config.scale_sigma_octaves, count)
     kind = rng.random(count)
     anything = rng.uniform(-config.scale_range_octaves, config.scale_range_octaves, count)
-    error = np.where(kind < 0.4, anything, error)
-    fixed = np.clip(-np.log2(zoom), -config.scale_range_octaves, config.scale_range_octaves)
-    return np.where(kind > 0.7, fixed + 0.3 * error, error)
+    error = np.where(kind < 0.3, anything, error)
+    fixed = -np.log2(zoom)
+    return np.where(kind > 0.5, fixed + 0.3 * error, error)
 
 
 class PairStream:
-    """Endless batches from a folder of photographs, mixed over many photographs.
+    """Endless batches, mixed over many photographs.
 
     Args:
-        photographs: the folder.
+        photographs: where the patches come from.
         grid: where to sample.
         config: ranges of everything drawn.
         batch_size: keypoints per batch.
@@ -237,7 +134,7 @@ class PairStream:
 
     def __init__(
         self,
-        photographs: PhotographFolder,
+        photographs: Photographs,
         grid: PolarGrid,
         config: SynthesisConfig,
         *,
@@ -299,30 +196,59 @@ def _put(pool: Batch, rows: NDArray[np.intp], group: Batch) -> None:
         target[rows] = source[: len(rows)]
 
 
-def prefetch(streams: list[PairStream], depth: int) -> Iterator[Batch]:
+def prefetch(streams: Sequence[PairStream], depth: int) -> Generator[Batch, None, None]:
     """Make batches in background threads, one a stream, in the streams' fixed rotation.
 
-    OpenCV and the sampler release the interpreter lock, so threads are enough.
+    OpenCV and the sampler release the interpreter lock, so threads are enough. They end when
+    the generator is closed.
+
+    Args:
+        streams: at least one.
+        depth: batches held ready of each stream.
+
+    Raises:
+        ValueError: no stream.
     """
-    queues: list[queue.Queue[Batch | BaseException]] = [queue.Queue(depth) for _ in streams]
-    for stream, waiting in zip(streams, queues, strict=True):
-        threading.Thread(target=_fill, args=(stream, waiting), daemon=True).start()
-    while True:
-        for waiting in queues:
-            batch = waiting.get()
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
+    if not streams:
+        raise ValueError("streams: expected at least one, got none")
+    return _rotate(streams, depth)
 
 
-def _fill(stream: PairStream, waiting: queue.Queue[Batch | BaseException]) -> None:
+_Queue: TypeAlias = queue.Queue[Batch | BaseException]
+
+
+def _rotate(streams: Sequence[PairStream], depth: int) -> Generator[Batch, None, None]:
+    stop = threading.Event()
+    queues: list[_Queue] = [queue.Queue(depth) for _ in streams]
+    threads = [
+        threading.Thread(target=_fill, args=(stream, waiting, stop), daemon=True)
+        for stream, waiting in zip(streams, queues, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while True:
+            for waiting in queues:
+                batch = waiting.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _fill(stream: PairStream, waiting: _Queue, stop: threading.Event) -> None:
+    def offer(item: Batch | BaseException) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return waiting.put(item, timeout=0.1)
+
     try:
         for batch in stream:
-            waiting.put(batch)
+            offer(batch)
+            if stop.is_set():
+                return
     except BaseException as error:  # carried over to the consumer
-        waiting.put(error)
-
-
-def default_streams() -> int:
-    """Choose one producer thread for every two processors."""
-    return max(1, (os.cpu_count() or 2) // 2)
+        offer(error)

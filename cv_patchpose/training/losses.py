@@ -173,6 +173,28 @@ def _cubic_weight(distance: float) -> float:
     return 1.5 * distance**3 - 2.5 * distance**2 + 1
 
 
+class AlignmentLoss(torch.nn.Module):
+    """`histogram_alignment_loss` on logits, at the histograms' own bins.
+
+    Args:
+        circular: orientation (True) or scale (False).
+    Source: Lee, Jeong, Cho, BMVC 2021, eq. 4 to 7.
+    """
+
+    def __init__(self, *, circular: bool) -> None:
+        super().__init__()
+        self.circular = circular
+
+    def forward(self, first: Tensor, second: Tensor, shift_bins: Tensor) -> Tensor:
+        """Compare two batches of logits; arguments and result as of `FineOverlapLoss`."""
+        return histogram_alignment_loss(
+            first.float().softmax(-1),
+            second.float().softmax(-1),
+            shift_bins,
+            circular=self.circular,
+        )
+
+
 class FineOverlapLoss(torch.nn.Module):
     """Overlap loss on logits interpolated to fine bins, within a tolerance.
 

@@ -139,8 +139,6 @@ class PolarNet(nn.Module):
             scale (N, S) and orientation (N, R) logits.
         """
         features = self.trunk(patches)
-        columns = self.config.bins.orientation
-        features = features[..., :columns]
         orientation = self.orientation(features).flatten(1)
         profile = self.scale_features(features).mean(-1, keepdim=True)
         return self.scale(profile).flatten(1), orientation

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes
+from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.training.dataset import Batch
-from cv_patchpose.training.losses import FineOverlapLoss
-from cv_patchpose.training.synthesis import similarity_of
+from cv_patchpose.training.losses import AlignmentLoss, FineOverlapLoss
+from cv_patchpose.training.options import TrainConfig
 
 FINE_SAMPLES_PER_BIN = 4
 
@@ -31,39 +32,40 @@ def pair_changes(batch: Batch) -> tuple[NDArray[np.intp], NDArray[np.float64], N
     pairs = np.array(list(itertools.combinations(range(batch.jacobian.shape[1]), 2)))
     first, second = pairs.T
     relative = batch.jacobian[:, second] @ np.linalg.inv(batch.jacobian[:, first])
-    rotation_deg, zoom = similarity_of(relative)
-    return pairs, rotation_deg, zoom - (batch.log2_window[:, second] - batch.log2_window[:, first])
+    zoom, rotation_deg = nearest_similarity(relative)
+    widening = batch.log2_window[:, second] - batch.log2_window[:, first]
+    return pairs, rotation_deg, np.log2(zoom) - widening
 
 
 class PoseLoss(nn.Module):
-    """Mean overlap losses of scale and orientation over all pairs of views.
+    """Mean losses of scale and orientation over all pairs of views.
 
     Args:
         bins: of the histograms.
-        sigma_deg: tolerance of the orientation, degrees.
-        sigma_octaves: tolerance of the scale, octaves.
-        floor: see `overlap_loss`.
+        config: names the loss, its tolerances and its floor.
     """
 
-    def __init__(
-        self, bins: PoseBins, *, sigma_deg: float, sigma_octaves: float, floor: float
-    ) -> None:
+    def __init__(self, bins: PoseBins, config: TrainConfig) -> None:
         super().__init__()
         self.bins_per_degree = bins.orientation / 360
         self.bins_per_octave = bins.scale_per_octave
+        if config.loss == "alignment":
+            self.orientation: nn.Module = AlignmentLoss(circular=True)
+            self.scale: nn.Module = AlignmentLoss(circular=False)
+            return
         self.orientation = FineOverlapLoss(
             bins.orientation,
             factor=FINE_SAMPLES_PER_BIN,
-            sigma_bins=sigma_deg * self.bins_per_degree,
+            sigma_bins=config.sigma_deg * self.bins_per_degree,
             circular=True,
-            floor=floor,
+            floor=config.floor,
         )
         self.scale = FineOverlapLoss(
             bins.scale,
             factor=FINE_SAMPLES_PER_BIN,
-            sigma_bins=sigma_octaves * self.bins_per_octave,
+            sigma_bins=config.sigma_octaves * self.bins_per_octave,
             circular=False,
-            floor=floor,
+            floor=config.floor,
         )
 
     def forward(self, scale: Tensor, orientation: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,11 @@ class PoseLoss(nn.Module):
             )
         )
         return next(losses), next(losses)
+
+
+def has_bfloat16() -> bool:
+    """Say whether the processor computes in bfloat16; False where PyTorch cannot tell."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def run_network(

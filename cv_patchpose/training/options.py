@@ -3,6 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, TypeAlias
+
+LOSSES = ("overlap", "alignment")
+
+_Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
+
+
+def _number(expected: str, holds: Callable[[Any], bool]) -> _Rule:
+    return expected, lambda v: isinstance(v, Real) and math.isfinite(v) and holds(v)
+
+
+def _whole(least: int) -> _Rule:
+    return f"an integer >= {least}", lambda v: isinstance(v, Integral) and int(v) >= least
+
+
+def _range(low: float, high: float) -> _Rule:
+    expected = f"two numbers in order from {low} to {high}"
+    return expected, lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high
+
+
+_POSITIVE = _number("a finite number > 0", lambda v: v > 0)
+_NOT_NEGATIVE = _number("a finite number >= 0", lambda v: v >= 0)
+_SHARE = _number("a number between 0 and 1", lambda v: 0 < v < 1)
+_CHANCE = _number("a number from 0 to 1", lambda v: 0 <= v <= 1)
+
+
+def _check(config: object, rules: Mapping[str, _Rule]) -> None:
+    """Check fields, several names to a rule.
+
+    Raises:
+        ValueError: A field that breaks its rule.
+    """
+    for names, (expected, holds) in rules.items():
+        for name in names.split():
+            value = getattr(config, name)
+            if not holds(value):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +70,16 @@ class SynthesisConfig:
         jitter_px: the same in pixels of the view, added.
         scale_range_octaves: half range of the uniform part of the windows' scale error.
         scale_sigma_octaves: spread of the normal part of the windows' scale error.
+
+    Raises:
+        ValueError: a field out of range.
     """
 
     canvas_px: int = 384
     margin_px: int = 24
     views: int = 4
     keypoints_per_view: int = 48
-    zoom_octaves: tuple[float, float] = (-1.0, 0.75)
+    zoom_octaves: tuple[float, float] = (-1.25, 0.9)
     tilt_log_sigma: float = 0.35
     tilt_log_max: float = 1.0
     perspective: float = 0.12
@@ -53,6 +96,13 @@ class SynthesisConfig:
     scale_range_octaves: float = 1.0
     scale_sigma_octaves: float = 0.3
 
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check(self, _SYNTHESIS_RULES)
+        if 2 * self.margin_px >= self.canvas_px:
+            expected = f"less than half of canvas_px ({self.canvas_px})"
+            raise ValueError(f"margin_px: expected {expected}, got {self.margin_px}")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -65,6 +115,7 @@ class TrainConfig:
         learning_rate: peak of the warm-up and cosine schedule.
         weight_decay: of AdamW.
         ema: decay of the averaged weights, which are the ones kept.
+        loss: "overlap" (ours) or "alignment" (that of the paper), see `losses`.
         sigma_deg: tolerance of the orientation's overlap loss, degrees.
         sigma_octaves: tolerance of the scale's overlap loss, octaves.
         floor: of the overlap losses, see `losses.overlap_loss`.
@@ -75,12 +126,15 @@ class TrainConfig:
         seed: of everything random.
         threads: of PyTorch; 0 leaves its default.
         streams: producer threads.
-        bfloat16: forward pass in bfloat16 where the processor has it.
+        bfloat16: forward pass in bfloat16; None: where the processor has it.
         stem_channels: first convolution's channels.
         channels: channels of the 3 x 3 convolutions.
         hidden: width of the heads.
         init: checkpoint whose weights to begin with, None for random ones.
         synthesis: ranges of the synthesis.
+
+    Raises:
+        ValueError: a field out of range.
     """
 
     budget_minutes: float = 60.0
@@ -89,8 +143,9 @@ class TrainConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     ema: float = 0.999
-    sigma_deg: float = 3.0
-    sigma_octaves: float = 0.08
+    loss: str = "overlap"
+    sigma_deg: float = 7.0
+    sigma_octaves: float = 0.18
     floor: float = 0.05
     scale_weight: float = 1.0
     validation_share: float = 0.05
@@ -99,9 +154,42 @@ class TrainConfig:
     seed: int = 0
     threads: int = 0
     streams: int = 1
-    bfloat16: bool = True
+    bfloat16: bool | None = None
     stem_channels: int = 16
     channels: tuple[int, ...] = (16, 32)
     hidden: int = 64
     init: str | None = None
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check(self, _TRAIN_RULES)
+
+
+_SYNTHESIS_RULES: dict[str, _Rule] = {
+    "canvas_px": _whole(64),
+    "margin_px": _whole(0),
+    "views": _whole(2),
+    "keypoints_per_view": _whole(1),
+    "zoom_octaves": _range(-10, 10),
+    "tilt_log_sigma tilt_log_max perspective corruption gamma_log_sigma": _NOT_NEGATIVE,
+    "jitter jitter_px scale_range_octaves scale_sigma_octaves": _NOT_NEGATIVE,
+    "blur_px": _number("a finite number >= 0.3", lambda v: v >= 0.3),
+    "noise": _number("a finite number >= 1", lambda v: v >= 1),
+    "jpeg_quality": _range(0, 100),
+    "negative": _CHANCE,
+    "window_px": _range(1, 10000),
+    "magnification": _POSITIVE,
+}
+_TRAIN_RULES: dict[str, _Rule] = {
+    "budget_minutes learning_rate sigma_deg sigma_octaves validate_every_minutes": _POSITIVE,
+    "budget_keypoints": ("None or an integer >= 1", lambda v: v is None or _whole(1)[1](v)),
+    "batch_size": _whole(2),
+    "weight_decay floor scale_weight": _NOT_NEGATIVE,
+    "ema validation_share": _SHARE,
+    "loss": (" or ".join(LOSSES), lambda v: v in LOSSES),
+    "seed threads": _whole(0),
+    "streams validation_keypoints stem_channels hidden": _whole(1),
+    "channels": ("integers >= 1", lambda v: all(map(_whole(1)[1], v))),
+    "bfloat16": ("None, True or False", lambda v: v in (None, True, False)),
+}

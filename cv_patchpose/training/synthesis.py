@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.homography import local_jacobian, nearest_similarity
 from cv_patchpose.training.options import SynthesisConfig
 
 Image: TypeAlias = NDArray[Any]
@@ -31,36 +32,6 @@ class View:
 
     image: Image
     homography: Matrix
-
-
-def warp_points(homography: Matrix, xy_px: Matrix) -> Matrix:
-    """Map (N, 2) points by a (3, 3) homography."""
-    mapped = np.column_stack([xy_px, np.ones(len(xy_px))]) @ homography.T
-    return np.asarray(mapped[:, :2] / mapped[:, 2:])
-
-
-def local_jacobian(homography: Matrix, xy_px: Matrix) -> Matrix:
-    """Jacobians (N, 2, 2) of a homography at (N, 2) points."""
-    mapped = np.column_stack([xy_px, np.ones(len(xy_px))]) @ homography.T
-    depth = mapped[:, 2, None, None]
-    target = mapped[:, :2, None] / depth
-    return np.asarray((homography[None, :2, :2] - target * homography[None, 2:, :2]) / depth)
-
-
-def similarity_of(jacobian: Matrix) -> tuple[Matrix, Matrix]:
-    """Nearest similarity of 2 x 2 maps.
-
-    Args:
-        jacobian: (..., 2, 2), positive determinant.
-
-    Returns:
-        Rotation (...) of the polar decomposition, degrees clockwise on screen, and the zoom's
-        log2: half the log2 of the determinant.
-    """
-    a, b = jacobian[..., 0, 0], jacobian[..., 0, 1]
-    c, d = jacobian[..., 1, 0], jacobian[..., 1, 1]
-    rotation_deg = np.degrees(np.arctan2(c - b, a + d))
-    return rotation_deg, 0.5 * np.log2(a * d - b * c)
 
 
 def _rotation(angle_rad: float) -> Matrix:
@@ -97,7 +68,7 @@ def random_homography(
 
 def render(photograph: Image, homography: Matrix, canvas_px: int, center_px: Matrix) -> Image:
     """Warp a photograph onto a square canvas, blurred first where the view shrinks it."""
-    zoom = 2.0 ** similarity_of(local_jacobian(homography, center_px[None]))[1][0]
+    zoom = nearest_similarity(local_jacobian(homography, center_px[None]))[0][0]
     if zoom < 0.9:
         sigma = 0.55 * np.sqrt(1 / zoom**2 - 1)
         photograph = cv2.GaussianBlur(photograph, (0, 0), sigma)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import csv
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,35 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from cv_patchpose.files import write_file
 from cv_patchpose.training.calibration import measure_scale_offset
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
+    config_of,
     current_commit,
     load_checkpoint,
     save_checkpoint,
+    shape_of,
 )
 from cv_patchpose.training.curves import draw_curves
-from cv_patchpose.training.dataset import Batch, PairStream, PhotographFolder, find_images, prefetch
+from cv_patchpose.training.dataset import Batch, PairStream, prefetch
+from cv_patchpose.training.log import Row, read_rows, write_rows
 from cv_patchpose.training.network import PolarNet, PolarNetConfig
-from cv_patchpose.training.objective import PoseLoss, pose_accuracy, run_network
+from cv_patchpose.training.objective import PoseLoss, has_bfloat16, run_network
 from cv_patchpose.training.options import TrainConfig
+from cv_patchpose.training.photographs import read_photographs
+from cv_patchpose.training.validation import measure, validation_batches
 
+FIXED = ("seed", "validation_share", "init")  # options that a resumed run cannot change
 LOG_NAME = "log.csv"
+CURVES_NAME = "curves.png"
 VALIDATION_NAME = "validation.txt"
 WARM_UP_SHARE = 0.02
 LAST_LEARNING_RATE_SHARE = 0.003
 POOL_BATCHES = 12
-VALIDATION_BATCH = 64
-VALIDATION_SEED = 12345
 RECENT_STEPS = 500
 LARGEST_GRADIENT = 5.0
 _BAR = "{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining} {postfix}"
-
-
-def split_photographs(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Split image files into training and validation files, by seed; a single one is both."""
-    if len(paths) < 2:
-        return paths, paths
-    order = np.random.default_rng(seed).permutation(len(paths))
-    held = set(order[: max(1, round(share * len(paths)))].tolist())
-    return (
-        [path for index, path in enumerate(paths) if index not in held],
-        [path for index, path in enumerate(paths) if index in held],
-    )
 
 
 def network_config(config: TrainConfig) -> PolarNetConfig:
@@ -65,6 +60,18 @@ def network_config(config: TrainConfig) -> PolarNetConfig:
     )
 
 
+@contextlib.contextmanager
+def _thread_counts(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(threads or before[0])
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
 class Trainer:
     """One training run in a folder: log.csv, curves.png, checkpoint.pt, validation.txt.
 
@@ -74,66 +81,89 @@ class Trainer:
     Args:
         images: folder of photographs.
         run: folder of the run; made if missing.
-        config: how to train.
+        config: how to train; to resume, `saved_config` of the run with what is to change.
         resume: go on from the run's checkpoint.
 
     Raises:
-        ValueError: no usable photograph, a run folder that already holds a checkpoint, or
-            nothing to resume.
+        ValueError: too few photographs, a run folder that already holds a checkpoint, or
+            nothing to resume, or that on other photographs or from another beginning.
+        OSError: the run's folder cannot be written.
     """
 
     def __init__(
         self, images: Path | str, run: Path | str, config: TrainConfig, *, resume: bool = False
     ) -> None:
         self.config = config
+        self.shape = network_config(config)
         self.run_folder = Path(run)
         self.checkpoint_path = self.run_folder / CHECKPOINT_NAME
-        self._check_run(resume)
-        self._open_photographs(images)
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        held_out = "".join(f"{path}\n" for path in self.validation.paths)
-        (self.run_folder / VALIDATION_NAME).write_text(held_out)
+        state = self._open_run(resume)
+        photographs = read_photographs(images)
+        self.training, self.validation = photographs.split(config.validation_share, config.seed)
+        self.origin = {"data": photographs.describe(images), "commit": current_commit()}
         torch.manual_seed(config.seed)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        cv2.setNumThreads(1)
-        self.shape = network_config(config)
+        self.bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
         self.network: nn.Module = PolarNet(self.shape)
-        self.loss = PoseLoss(
-            self.shape.bins,
-            sigma_deg=config.sigma_deg,
-            sigma_octaves=config.sigma_octaves,
-            floor=config.floor,
-        )
+        self.average = copy.deepcopy(self.network).eval()
+        self.loss = PoseLoss(self.shape.bins, config)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.step, self.keypoints, self.minutes = 0, 0, 0.0
-        if config.init:
-            self.network.load_state_dict(load_checkpoint(config.init)["average"])
-        self.average = copy.deepcopy(self.network).eval()
-        if resume:
-            self._restore(load_checkpoint(self.checkpoint_path))
+        self.rows: list[Row] = []
+        if state:
+            self._restore(state)
+        else:
+            self._begin()
 
-    def _check_run(self, resume: bool) -> None:
-        if resume and not self.checkpoint_path.exists():
-            raise ValueError(f"resume: expected {self.checkpoint_path}, got no such file")
-        if not resume and self.checkpoint_path.exists():
-            raise ValueError(
-                f"run: {self.run_folder} already holds a checkpoint; resume it or name a new folder"
-            )
+    def _open_run(self, resume: bool) -> dict[str, Any] | None:
+        """Check the run's folder; read the checkpoint to resume."""
+        if not resume:
+            if self.run_folder.exists() and not self.run_folder.is_dir():
+                raise ValueError(f"run: expected a folder, got the file {self.run_folder}")
+            if self.checkpoint_path.exists():
+                raise ValueError(
+                    f"run: {self.run_folder} already holds a checkpoint; resume it or name a new "
+                    "folder"
+                )
+            return None
+        state = self._load(self.checkpoint_path)
+        before = config_of(state)
+        for name in FIXED:
+            old, new = getattr(before, name), getattr(self.config, name)
+            if old != new:
+                raise ValueError(f"{name}: expected {old!r} as in {self.run_folder}, got {new!r}")
+        return state
 
-    def _open_photographs(self, images: Path | str) -> None:
-        training, validation = split_photographs(
-            find_images(images), self.config.validation_share, self.config.seed
-        )
-        self.training = PhotographFolder(training)
-        self.validation = PhotographFolder(validation)
-        if not len(self.training) or not len(self.validation):
+    def _load(self, path: Path | str) -> dict[str, Any]:
+        state = load_checkpoint(path)
+        if shape_of(state) != self.shape:
             raise ValueError(
-                f"images: expected readable photographs of at least 96 px below {images}, got "
-                f"{len(self.training)} for training and {len(self.validation)} for validation"
+                f"{path}: expected a network of shape {self.shape}, got {shape_of(state)}"
             )
+        return state
+
+    def _begin(self) -> None:
+        if self.config.init:
+            weights = self._load(self.config.init)["average"]
+            self.network.load_state_dict(weights)
+            self.average.load_state_dict(weights)
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        held_out = "".join(f"{path}\n" for path in self.validation.paths)
+        write_file(self.run_folder / VALIDATION_NAME, held_out.encode())
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["validation_files"] != [path.name for path in self.validation.paths]:
+            raise ValueError(
+                f"images: expected the photographs that {self.run_folder} was trained on, got "
+                "others: the validation photographs differ"
+            )
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.keypoints = state["step"], state["keypoints"]
+        self.minutes = state["minutes"]
+        self.rows = read_rows(self.run_folder / LOG_NAME, self.keypoints)
 
     def progress(self) -> float:
         """Share of the budget used up, 0 to 1."""
@@ -155,11 +185,21 @@ class Trainer:
         Returns:
             Path of the last checkpoint.
         """
-        validation = self._validation_batches()
-        batches = prefetch(self._streams(), depth=4)
+        with (
+            _thread_counts(self.config.threads),
+            contextlib.closing(prefetch(self._streams(), depth=4)) as batches,
+        ):
+            self._loop(batches)
+        return self.checkpoint_path
+
+    def _loop(self, batches: Iterator[Batch]) -> None:
+        config = self.config
+        validation = validation_batches(
+            self.validation, self.shape.grid, config.synthesis, config.validation_keypoints
+        )
         losses: list[tuple[float, float]] = []
         mark = time.monotonic()
-        next_validation = self.minutes + self.config.validate_every_minutes
+        next_validation = self.minutes + config.validate_every_minutes
         initial = 100 * self.progress()
         with tqdm(
             total=100.0, initial=initial, desc="train", bar_format=_BAR, mininterval=1
@@ -171,9 +211,8 @@ class Trainer:
                 bar.update(100 * self.progress() - bar.n)
                 if self.minutes >= next_validation or self.progress() >= 1:
                     bar.set_postfix_str(self._validate(validation, losses[-RECENT_STEPS:]))
-                    next_validation = self.minutes + self.config.validate_every_minutes
+                    next_validation = self.minutes + config.validate_every_minutes
                     mark = time.monotonic()
-        return self.checkpoint_path
 
     def _streams(self) -> list[PairStream]:
         config = self.config
@@ -192,7 +231,7 @@ class Trainer:
     def _step(self, batch: Batch) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        logits = run_network(self.network, batch.patches, bfloat16=self.config.bfloat16)
+        logits = run_network(self.network, batch.patches, bfloat16=self.bfloat16)
         scale_loss, orientation_loss = self.loss(*logits, batch)
         self.optimizer.zero_grad()
         (orientation_loss + self.config.scale_weight * scale_loss).backward()
@@ -211,58 +250,27 @@ class Trainer:
             if average.is_floating_point():
                 average.lerp_(values[name], 1 - decay)
 
-    def _validation_batches(self) -> dict[str, list[Batch]]:
-        spoilt = self.config.synthesis
-        kinds = {"clean": dataclasses.replace(spoilt, corruption=0.0), "spoilt": spoilt}
-        count = max(1, self.config.validation_keypoints // VALIDATION_BATCH)
-        batches = {}
-        for name, synthesis in kinds.items():
-            stream = iter(
-                PairStream(
-                    self.validation,
-                    self.shape.grid,
-                    synthesis,
-                    batch_size=VALIDATION_BATCH,
-                    pool_size=VALIDATION_BATCH,
-                    seed=VALIDATION_SEED,
-                )
-            )
-            batches[name] = [next(stream) for _ in range(count)]
-        return batches
-
-    @torch.no_grad()
     def _validate(self, batches: dict[str, list[Batch]], losses: list[tuple[float, float]]) -> str:
         scale_loss, orientation_loss = np.mean(losses, 0)
-        row: dict[str, float] = {
+        row = {
             "minutes": self.minutes,
             "keypoints": self.keypoints,
             "learning_rate": self.learning_rate(),
             "scale_loss": scale_loss,
             "orientation_loss": orientation_loss,
+            **measure(self.average, batches, self.shape.bins),
         }
-        for name, group in batches.items():
-            measured = [
-                pose_accuracy(*run_network(self.average, b.patches), b, self.shape.bins)
-                for b in group
-            ]
-            for metric in measured[0]:
-                row[f"{name}_{metric}"] = float(np.mean([m[metric] for m in measured]))
-        self._log(row)
         save_checkpoint(self._state(), self.checkpoint_path)
+        self._log(row)
         return (
             f"orientation 5 deg {row['spoilt_orientation_within_5_deg']:.1f} %, "
             f"scale 1/6 octave {row['spoilt_scale_within_1_6_octave']:.1f} %"
         )
 
-    def _log(self, row: dict[str, float]) -> None:
-        path = self.run_folder / LOG_NAME
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow({name: f"{value:.7g}" for name, value in row.items()})
-        draw_curves(path, self.run_folder / "curves.png")
+    def _log(self, row: Row) -> None:
+        self.rows = [old for old in self.rows if old.keys() == row.keys()] + [row]
+        write_rows(self.run_folder / LOG_NAME, self.rows)
+        draw_curves(self.rows, self.run_folder / CURVES_NAME)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -283,17 +291,5 @@ class Trainer:
             ),
             "photographs": len(self.training),
             "validation_files": [path.name for path in self.validation.paths],
-            "commit": current_commit(),
+            **self.origin,
         }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state["network_config"] != dataclasses.asdict(self.shape):
-            raise ValueError(
-                f"resume: expected a network of shape {state['network_config']}, "
-                f"got options for {dataclasses.asdict(self.shape)}"
-            )
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.keypoints = state["step"], state["keypoints"]
-        self.minutes = state["minutes"]

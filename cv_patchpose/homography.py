@@ -38,26 +38,26 @@ def local_jacobian(homography: NDArray[np.float64], xy_px: NDArray[np.float64]) 
     return np.asarray(numerator / depth[:, None, None])
 
 
-def local_change(
-    homography: NDArray[np.float64], xy_px: NDArray[np.float64]
+def nearest_similarity(
+    jacobian: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read the change of scale and orientation at each point.
+    """Read the change of scale and orientation from 2 x 2 maps.
 
-    The scale is the square root of the Jacobian's determinant, the orientation the rotation of
-    its polar decomposition, which in the plane is atan2(J21 - J12, J11 + J22).
+    The scale is the square root of the determinant, the orientation the rotation of the polar
+    decomposition, which in the plane is atan2(J21 - J12, J11 + J22).
 
     Args:
-        homography: (3, 3), from image 1 to image 2.
-        xy_px: (N, 2) points of image 1, pixels.
+        jacobian: (..., 2, 2), for example of :func:`local_jacobian`.
 
     Returns:
-        Scale (N,), size in image 2 over size in image 1; and angle (N,), degrees clockwise on
+        Scale (...), size in image 2 over size in image 1; and angle (...), degrees clockwise on
         screen in (-180, 180].
     """
-    j = local_jacobian(homography, xy_px)
-    scale = np.sqrt(np.abs(np.linalg.det(j)))
-    angle = np.degrees(np.arctan2(j[:, 1, 0] - j[:, 0, 1], j[:, 0, 0] + j[:, 1, 1]))
-    return scale, angle
+    scale = np.sqrt(np.abs(np.linalg.det(jacobian)))
+    turn = np.arctan2(
+        jacobian[..., 1, 0] - jacobian[..., 0, 1], jacobian[..., 0, 0] + jacobian[..., 1, 1]
+    )
+    return scale, np.degrees(turn)
 
 
 def global_change(homography: NDArray[np.float64]) -> tuple[float, float]:
@@ -67,7 +67,7 @@ def global_change(homography: NDArray[np.float64]) -> tuple[float, float]:
         homography: (3, 3), from image 1 to image 2.
 
     Returns:
-        Scale and angle in degrees clockwise on screen, as in :func:`local_change`.
+        Scale and angle in degrees clockwise on screen, as in :func:`nearest_similarity`.
 
     Source:
         Lee, Jeong and Cho, "Self-Supervised Learning of Image Scale and Orientation",

@@ -1,0 +1,109 @@
+"""The verbs train and export, from photographs to a model file, through the command itself."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from cv_patchpose.cli import main
+from cv_patchpose.estimator import PoseEstimator
+from cv_patchpose.training.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.train
+
+TINY = ("--keypoints", 32, "--batch-size", 16, "--threads", 1)
+
+
+def call(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def fails(capsys, *arguments):
+    capsys.readouterr()
+    assert call(*arguments) == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    for seed in range(3):
+        noise = np.random.default_rng(seed).normal(size=(300, 300)).astype(np.float32)
+        smooth = sum(cv2.GaussianBlur(noise, (0, 0), s) * s for s in (2, 5, 12))
+        image = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{seed}.png"), image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert call("train", images, "-o", folder, *TINY, "--loss", "alignment", "--seed", 3) == 0
+    return folder
+
+
+def test_resume_goes_on_with_the_options_of_the_run(images, run, tmp_path, capsys):
+    held_out = (run / "validation.txt").read_text()
+    before = load_checkpoint(run / "checkpoint.pt")["train_config"]
+    capsys.readouterr()
+    assert call("train", images, "-o", run, "--resume", "--keypoints", 48) == 0
+    assert capsys.readouterr().out.strip() == str(run / "checkpoint.pt")
+    state = load_checkpoint(run / "checkpoint.pt")
+    assert state["keypoints"] == 48
+    assert state["train_config"] == before | {"budget_keypoints": 48}
+    assert (before["loss"], before["batch_size"], before["seed"]) == ("alignment", 16, 3)
+    assert (run / "validation.txt").read_text() == held_out
+    assert call("export", run, "-o", tmp_path / "m.onnx") == 0
+    assert PoseEstimator(tmp_path / "m.onnx").metadata.training["keypoints"] == 48
+
+
+def test_a_budget_in_minutes_replaces_one_in_keypoints(images, run):
+    # Already used up: nothing is trained.
+    assert call("train", images, "-o", run, "--resume", "--minutes", 1e-9) == 0
+
+
+def test_resume_refuses_another_seed_and_nothing_to_resume(images, run, tmp_path, capsys):
+    message = fails(capsys, "train", images, "-o", run, "--resume", "--seed", 4)
+    assert "seed: expected 3 as in" in message
+    message = fails(capsys, "train", images, "-o", tmp_path, "--resume")
+    assert "checkpoint: expected a file" in message
+
+
+def test_a_folder_without_usable_images_is_refused(tmp_path, capsys):
+    assert "images: expected image files" in fails(capsys, "train", tmp_path, "-o", tmp_path / "r")
+    (tmp_path / "broken.jpg").write_bytes(b"no")
+    message = fails(capsys, "train", tmp_path, "-o", tmp_path / "r")
+    assert "images: expected at least 2 readable photographs" in message
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_that_cannot_be_written_is_refused(images, run, tmp_path, capsys):
+    assert "already holds a checkpoint" in fails(capsys, "train", images, "-o", run)
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    assert "run: expected a folder, got" in fails(capsys, "train", images, "-o", file)
+    assert f"{file / 'run'}: " in fails(capsys, "train", images, "-o", file / "run")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--minutes", "nan", "budget_minutes: expected a finite number > 0, got nan"),
+        ("--keypoints", 0, "budget_keypoints: expected None or an integer >= 1, got 0"),
+        ("--streams", 0, "streams: expected an integer >= 1, got 0"),
+        ("--loss", "hinge", "loss: expected overlap or alignment, got 'hinge'"),
+    ],
+)
+def test_options_out_of_range_are_refused(tmp_path, capsys, option, value, message):
+    assert message in fails(capsys, "train", tmp_path, "-o", tmp_path / "run", option, value)
+
+
+def test_help_shows_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        call("train", "--help")
+    text = capsys.readouterr().out
+    assert "keypoints per step (64)" in text
+    assert "overlap or alignment (overlap)" in text
