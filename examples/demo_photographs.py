@@ -1,4 +1,6 @@
-"""Write two photographs to match: one as it is, one turned, zoomed, darker, noisy and compressed.
+"""Write two photographs to match: one as it is, one as if taken again from another place.
+
+The second is turned, zoomed, seen at a slant, darker, noisy and compressed.
 
 Usage: python examples/demo_photographs.py FOLDER
 """
@@ -13,20 +15,25 @@ import numpy as np
 from skimage import data
 
 TURN_DEG = 50.0  # clockwise on screen
-ZOOM = 0.6
+ZOOM = 0.8
+SLANT = 1.8  # foreshortening along the photograph's width
+PERSPECTIVE = 3e-4  # per pixel: what lies to the right is further away
 
 
-def turned_and_zoomed(image: np.ndarray) -> np.ndarray:
-    """Return the whole image turned by TURN_DEG and zoomed by ZOOM, on a larger canvas."""
+def seen_from_elsewhere(image: np.ndarray) -> np.ndarray:
+    """Return the whole image as seen by a turned camera from the side, on a canvas that holds it."""
     height, width = image.shape[:2]
-    # cv2 counts angles counter-clockwise.
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -TURN_DEG, ZOOM)
-    cosine, sine = np.abs(matrix[0, :2])
-    new_width = int(np.ceil(width * cosine + height * sine))
-    new_height = int(np.ceil(width * sine + height * cosine))
-    matrix[:, 2] += (new_width - width) / 2, (new_height - height) / 2
-    blurred = cv2.GaussianBlur(image, (0, 0), 0.5 * np.sqrt(1 / ZOOM**2 - 1))
-    return cv2.warpAffine(blurred, matrix, (new_width, new_height))
+    cosine, sine = np.cos(np.radians(TURN_DEG)), np.sin(np.radians(TURN_DEG))
+    turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [PERSPECTIVE, 0, 1]])
+    to_center = np.array([[1, 0, (1 - width) / 2], [0, 1, (1 - height) / 2], [0, 0, 1]])
+    view = turn @ np.diag([ZOOM / SLANT, ZOOM, 1]) @ to_center
+    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    mapped = cv2.perspectiveTransform(corners[None], view)[0]
+    low, high = mapped.min(0), mapped.max(0)
+    view = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]]) @ view
+    shrink = ZOOM / np.sqrt(SLANT)
+    blurred = cv2.GaussianBlur(image, (0, 0), 0.5 * np.sqrt(1 / shrink**2 - 1))
+    return cv2.warpPerspective(blurred, view, np.ceil(high - low).astype(int).tolist())
 
 
 def taken_again(image: np.ndarray) -> np.ndarray:
@@ -39,11 +46,14 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     photograph = cv2.cvtColor(data.stereo_motorcycle()[0], cv2.COLOR_RGB2BGR)
-    inside = turned_and_zoomed(np.ones_like(photograph))  # 0 on the canvas around it
-    second = inside * taken_again(turned_and_zoomed(photograph))
+    inside = seen_from_elsewhere(np.ones_like(photograph))  # 0 on the canvas around it
+    second = inside * taken_again(seen_from_elsewhere(photograph))
     cv2.imwrite(str(folder / "first.jpg"), photograph, [cv2.IMWRITE_JPEG_QUALITY, 92])
     cv2.imwrite(str(folder / "second.jpg"), second, [cv2.IMWRITE_JPEG_QUALITY, 75])
-    print(f"{folder}: second.jpg is first.jpg turned by {TURN_DEG:g} degrees, zoomed by {ZOOM:g}")
+    print(
+        f"{folder}: second.jpg is first.jpg turned by {TURN_DEG:g} degrees, zoomed by {ZOOM:g}, "
+        "seen at a slant, darker and noisy"
+    )
 
 
 if __name__ == "__main__":
