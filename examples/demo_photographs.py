@@ -21,7 +21,7 @@ PERSPECTIVE = 3e-4  # per pixel: what lies to the right is further away
 
 
 def seen_from_elsewhere(image: np.ndarray) -> np.ndarray:
-    """Return the whole image as seen by a turned camera from the side, on a canvas that holds it."""
+    """Return the whole image as seen by a turned camera from the side, on a larger canvas."""
     height, width = image.shape[:2]
     cosine, sine = np.cos(np.radians(TURN_DEG)), np.sin(np.radians(TURN_DEG))
     turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [PERSPECTIVE, 0, 1]])
