@@ -142,3 +142,15 @@ def photograph() -> np.ndarray:
 @pytest.fixture(scope="session")
 def gray_photographs() -> list[np.ndarray]:
     return [data.camera(), cv2.cvtColor(data.stereo_motorcycle()[0], cv2.COLOR_RGB2GRAY)]
+
+
+@pytest.fixture(scope="session")
+def texture_folder(tmp_path_factory) -> Path:
+    """Four pictures of smooth noise, to train on."""
+    folder = tmp_path_factory.mktemp("textures")
+    for seed in range(4):
+        noise = np.random.default_rng(seed).normal(size=(300, 300)).astype(np.float32)
+        smooth = sum(cv2.GaussianBlur(noise, (0, 0), s) * s for s in (2, 5, 12))
+        image = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{seed}.png"), image)
+    return folder

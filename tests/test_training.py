@@ -52,20 +52,9 @@ TINY = TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photographs")
-    for seed in range(4):
-        noise = np.random.default_rng(seed).normal(size=(300, 300)).astype(np.float32)
-        smooth = sum(cv2.GaussianBlur(noise, (0, 0), s) * s for s in (2, 5, 12))
-        image = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{seed}.png"), image)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(images, tmp_path_factory):
+def run(texture_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    Trainer(images, folder, TINY).train()
+    Trainer(texture_folder, folder, TINY).train()
     return folder
 
 
@@ -124,18 +113,18 @@ def test_a_run_leaves_log_curves_and_checkpoint(run):
     assert {path.name for path in run.iterdir()} == names
 
 
-def test_the_checkpoint_says_what_it_was_trained_on(images, run, tmp_path):
+def test_the_checkpoint_says_what_it_was_trained_on(texture_folder, run, tmp_path):
     state = load_checkpoint(run / "checkpoint.pt")
-    data = {"folder": images.name, "photographs": 4}
+    data = {"folder": texture_folder.name, "photographs": 4}
     assert state["data"].items() >= data.items()
     notes = PoseEstimator(export_checkpoint(run, tmp_path / "model.onnx")).metadata.training
     assert notes["data"] == state["data"]
 
 
-def test_equal_seeds_give_equal_weights(images, run, tmp_path):
+def test_equal_seeds_give_equal_weights(texture_folder, run, tmp_path):
     def weights(seed):
         folder = tmp_path / str(seed)
-        Trainer(images, folder, dataclasses.replace(TINY, seed=seed)).train()
+        Trainer(texture_folder, folder, dataclasses.replace(TINY, seed=seed)).train()
         return load_checkpoint(folder / "checkpoint.pt")["average"]
 
     expected = load_checkpoint(run / "checkpoint.pt")["average"]
@@ -144,18 +133,18 @@ def test_equal_seeds_give_equal_weights(images, run, tmp_path):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_trains(images, tmp_path, loss):
-    trainer = Trainer(images, tmp_path, dataclasses.replace(TINY, loss=loss))
+def test_every_loss_trains(texture_folder, tmp_path, loss):
+    trainer = Trainer(texture_folder, tmp_path, dataclasses.replace(TINY, loss=loss))
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
     batches = iter(trainer._streams()[0])
     assert np.isfinite(trainer._step(next(batches))).all()
     assert any(not torch.equal(before[n], v) for n, v in trainer.network.named_parameters())
 
 
-def test_training_leaves_the_thread_counts_alone(images, tmp_path):
+def test_training_leaves_the_thread_counts_alone(texture_folder, tmp_path):
     before = torch.get_num_threads(), cv2.getNumThreads()
     config = dataclasses.replace(TINY, threads=before[0] + 1, budget_keypoints=16)
-    Trainer(images, tmp_path, config).train()
+    Trainer(texture_folder, tmp_path, config).train()
     assert (torch.get_num_threads(), cv2.getNumThreads()) == before
 
 
@@ -173,8 +162,8 @@ def logged(run):
         return [int(row["keypoints"]) for row in csv.DictReader(file)]
 
 
-def test_resume_goes_on_where_the_checkpoint_stands(images, copied_run):
-    trainer = Trainer(images, copied_run, longer(), resume=True)
+def test_resume_goes_on_where_the_checkpoint_stands(texture_folder, copied_run):
+    trainer = Trainer(texture_folder, copied_run, longer(), resume=True)
     before = load_checkpoint(copied_run / "checkpoint.pt")
     assert trainer.keypoints == 64
     for name, value in trainer.network.state_dict().items():
@@ -184,32 +173,32 @@ def test_resume_goes_on_where_the_checkpoint_stands(images, copied_run):
     assert logged(copied_run) == [64, 96]
 
 
-def test_resume_drops_what_was_logged_behind_the_checkpoint(images, copied_run):
+def test_resume_drops_what_was_logged_behind_the_checkpoint(texture_folder, copied_run):
     log = copied_run / "log.csv"
     header, row = log.read_text().splitlines()
     minutes, _, rest = row.split(",", 2)
     log.write_text(f"{header}\n{row}\n{minutes},80,{rest}\n{minutes},96,0.0")
-    Trainer(images, copied_run, longer(), resume=True).train()
+    Trainer(texture_folder, copied_run, longer(), resume=True).train()
     assert logged(copied_run) == [64, 96]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0\xff\n\0,,,\n", b"keypoints\n3\n", None])
-def test_resume_survives_a_damaged_log(images, copied_run, damage):
+def test_resume_survives_a_damaged_log(texture_folder, copied_run, damage):
     log = copied_run / "log.csv"
     log.unlink()
     if damage is not None:
         log.write_bytes(damage)
-    Trainer(images, copied_run, longer(), resume=True).train()
+    Trainer(texture_folder, copied_run, longer(), resume=True).train()
     assert logged(copied_run) == [96]
 
 
-def test_a_fresh_run_begins_a_new_log(images, copied_run):
+def test_a_fresh_run_begins_a_new_log(texture_folder, copied_run):
     (copied_run / "checkpoint.pt").unlink()
-    Trainer(images, copied_run, dataclasses.replace(TINY, budget_keypoints=16)).train()
+    Trainer(texture_folder, copied_run, dataclasses.replace(TINY, budget_keypoints=16)).train()
     assert logged(copied_run) == [16]
 
 
-def test_resume_reads_older_checkpoints(images, copied_run):
+def test_resume_reads_older_checkpoints(texture_folder, copied_run):
     path = copied_run / "checkpoint.pt"
     state = load_checkpoint(path)
     del state["data"], state["train_config"]["loss"], state["train_config"]["synthesis"]["jitter"]
@@ -217,23 +206,23 @@ def test_resume_reads_older_checkpoints(images, copied_run):
     config = saved_config(copied_run)
     assert config.loss == "overlap"
     assert config.synthesis.jitter == SynthesisConfig().jitter
-    assert Trainer(images, copied_run, longer(config), resume=True).keypoints == 64
+    assert Trainer(texture_folder, copied_run, longer(config), resume=True).keypoints == 64
     assert export_checkpoint(path, copied_run / "model.onnx").is_file()
 
 
-def test_resume_refuses_another_beginning(images, copied_run):
+def test_resume_refuses_another_beginning(texture_folder, copied_run):
     with pytest.raises(ValueError, match="seed: expected 0 as in .*, got 1"):
-        Trainer(images, copied_run, longer(seed=1), resume=True)
+        Trainer(texture_folder, copied_run, longer(seed=1), resume=True)
     with pytest.raises(ValueError, match="validation_share: expected 0.25 as in .*, got 0.5"):
-        Trainer(images, copied_run, longer(validation_share=0.5), resume=True)
+        Trainer(texture_folder, copied_run, longer(validation_share=0.5), resume=True)
     with pytest.raises(ValueError, match="init: expected None as in .*, got 'other.pt'"):
-        Trainer(images, copied_run, longer(init="other.pt"), resume=True)
+        Trainer(texture_folder, copied_run, longer(init="other.pt"), resume=True)
     with pytest.raises(ValueError, match="expected a network of shape .*hidden=32.*hidden=64"):
-        Trainer(images, copied_run, longer(hidden=32), resume=True)
+        Trainer(texture_folder, copied_run, longer(hidden=32), resume=True)
 
 
-def test_resume_refuses_other_photographs(images, copied_run, tmp_path):
-    other = Path(shutil.copytree(images, tmp_path / "other"))
+def test_resume_refuses_other_photographs(texture_folder, copied_run, tmp_path):
+    other = Path(shutil.copytree(texture_folder, tmp_path / "other"))
     held_out = load_checkpoint(copied_run / "checkpoint.pt")["validation_files"][0]
     (other / held_out).rename(other / "new.png")
     with pytest.raises(ValueError, match="images: .* the validation photographs differ"):
@@ -241,14 +230,14 @@ def test_resume_refuses_other_photographs(images, copied_run, tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["os.replace", "pathlib.Path.write_bytes"])
-def test_a_killed_save_keeps_the_old_checkpoint(images, copied_run, monkeypatch, failing):
+def test_a_killed_save_keeps_the_old_checkpoint(texture_folder, copied_run, monkeypatch, failing):
     before = (copied_run / "checkpoint.pt").read_bytes()
 
     def die(path, *_):
         Path(path).open("wb").close()
         raise KeyboardInterrupt
 
-    trainer = Trainer(images, copied_run, longer(budget_keypoints=80), resume=True)
+    trainer = Trainer(texture_folder, copied_run, longer(budget_keypoints=80), resume=True)
     monkeypatch.setattr(failing, die)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -259,23 +248,23 @@ def test_a_killed_save_keeps_the_old_checkpoint(images, copied_run, monkeypatch,
     assert {path.name for path in copied_run.iterdir()} == names
 
 
-def test_wrong_folders_are_named(images, run, tmp_path):
+def test_wrong_folders_are_named(texture_folder, run, tmp_path):
     with pytest.raises(ValueError, match="run: .* already holds a checkpoint"):
-        Trainer(images, run, TINY)
+        Trainer(texture_folder, run, TINY)
     with pytest.raises(ValueError, match=r"checkpoint: expected a file, got '.*checkpoint.pt'"):
-        Trainer(images, tmp_path / "new", TINY, resume=True)
+        Trainer(texture_folder, tmp_path / "new", TINY, resume=True)
     with pytest.raises(ValueError, match="run: expected a folder, got the file"):
-        Trainer(images, images / "0.png", TINY)
+        Trainer(texture_folder, texture_folder / "0.png", TINY)
 
 
-def test_init_begins_with_the_averaged_weights(images, run, tmp_path):
+def test_init_begins_with_the_averaged_weights(texture_folder, run, tmp_path):
     path = run / "checkpoint.pt"
-    trainer = Trainer(images, tmp_path / "run", dataclasses.replace(TINY, init=str(path)))
+    trainer = Trainer(texture_folder, tmp_path / "run", dataclasses.replace(TINY, init=str(path)))
     expected = load_checkpoint(path)["average"]
     torch.testing.assert_close(trainer.network.state_dict(), expected)
     other = dataclasses.replace(TINY, init=str(path), hidden=32)
     with pytest.raises(ValueError, match=f"{path}: expected a network of shape .*hidden=32"):
-        Trainer(images, tmp_path / "other", other)
+        Trainer(texture_folder, tmp_path / "other", other)
 
 
 @pytest.mark.parametrize("entry", ["average", "train_config", "scale_offset_octaves"])
