@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "failures": outcome.failures,
         "environment": describe_environment(),
     }
-    text = json.dumps(content, indent=2, default=str) + "\n"
+    text = json.dumps(content, indent=2, default=_name_of) + "\n"
     write_file(args.output, text.encode())
     print(format_table(outcome.rows))
     for name, what in outcome.failures.items():
@@ -98,6 +98,11 @@ def _build_protocol(args: argparse.Namespace, protocol_class: type[Any]) -> Any:
         option = "--" + name.replace("_", "-")
         raise ValueError(f"{option}: expected an option of {args.benchmark}, got one of another")
     return protocol_class(**given)
+
+
+def _name_of(path: Path) -> str:
+    """Where files lie is nobody else's business, what they are called may help."""
+    return path.name
 
 
 def _comma_list(text: str) -> tuple[str, ...]:
