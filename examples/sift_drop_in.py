@@ -14,7 +14,8 @@ from cv_patchpose.matching import match_keypoints
 paths, picture_path = sys.argv[1:3], sys.argv[3]
 image1, image2 = (cv2.imread(path) for path in paths)
 sift = cv2.SIFT.create(nfeatures=2000)
-assigner = PatchPoseAssigner("polar", descriptor=sift)
+# SIFT emits a keypoint for each of its orientations; two poses are the like of that.
+assigner = PatchPoseAssigner("polar", descriptor=sift, top_k=2)
 
 detected1, detected2 = sift.detect(image1), sift.detect(image2)
 posed1, posed2 = assigner.assign(image1, detected1), assigner.assign(image2, detected2)
