@@ -46,7 +46,7 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
                     style,
                     color=f"C{number}",
                     marker=".",
-                    label=f"{metric.split('_', 1)[1].replace('_', ' ')}, {views} views",
+                    label=f"{metric.split('_', 1)[1].replace('1_', '1/').replace('_', ' ')}, {views} views",
                 )
         axis.set_title(f"validation: {title}")
         axis.set_ylim(0, 100)
