@@ -46,7 +46,7 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
                     style,
                     color=f"C{number}",
                     marker=".",
-                    label=f"{metric.split('_', 1)[1].replace('1_', '1/').replace('_', ' ')}, {views} views",
+                    label=f"{_threshold(metric)}, {views} views",
                 )
         axis.set_title(f"validation: {title}")
         axis.set_ylim(0, 100)
@@ -58,3 +58,8 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
     figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)
     write_file(picture, buffer.getvalue())
+
+
+def _threshold(metric: str) -> str:
+    """Read the threshold in a metric's name: within 5 deg, within 1/6 octave."""
+    return metric.split("_", 1)[1].replace("1_", "1/").replace("_", " ")
