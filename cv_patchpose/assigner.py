@@ -20,6 +20,7 @@ from cv_patchpose.histograms import (
     PoseHistograms,
     find_modes,
     is_flat,
+    log_scale_prior,
 )
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import (
@@ -171,7 +172,9 @@ class PatchPoseAssigner:
             TypeError: Not an image, or not keypoints.
             ValueError: An image or a keypoint that cannot be used.
         """
-        return self._histograms(*self._read(image, keypoints))
+        pyramid, arrays = self._read(image, keypoints)
+        nothing_known = np.zeros((len(arrays), self._estimator.metadata.bins.scale), np.float32)
+        return self._histograms(pyramid, arrays, nothing_known)
 
     def _read(
         self, image: Any, keypoints: Sequence[cv2.KeyPoint]
@@ -179,12 +182,17 @@ class PatchPoseAssigner:
         pyramid = build_pyramid(image, color=self._estimator.metadata.color)
         return pyramid, arrays_from_keypoints(keypoints, image_size=_image_size(pyramid))
 
-    def _histograms(self, pyramid: ImagePyramid, keypoints: KeypointArrays) -> PoseHistograms:
+    def _histograms(
+        self, pyramid: ImagePyramid, keypoints: KeypointArrays, log_prior: NDArray[np.float32]
+    ) -> PoseHistograms:
         index = np.arange(len(keypoints))
-        parts = [
-            keypoints.take(index[i : i + _CHUNK]) for i in range(0, max(len(index), 1), _CHUNK)
+        parts = [index[i : i + _CHUNK] for i in range(0, max(len(index), 1), _CHUNK)]
+        chunks = [
+            self._estimator.histograms(
+                self._sample(pyramid, keypoints.take(part)), log_prior[part]
+            )
+            for part in parts
         ]
-        chunks = [self._estimator.histograms(self._sample(pyramid, part)) for part in parts]
         return PoseHistograms(
             scale=np.concatenate([chunk.scale for chunk in chunks]),
             orientation=np.concatenate([chunk.orientation for chunk in chunks]),
@@ -216,7 +224,9 @@ class PatchPoseAssigner:
         offset_octaves = metadata.scale_offset_octaves
         if settings.magnification is not None:  # the calibration holds for the model's own
             offset_octaves += math.log2(settings.magnification / metadata.magnification)
-        histograms = self._histograms(pyramid, keypoints)
+        prior_sigma = self._prior_sigmas(keypoints)
+        log_prior = log_scale_prior(prior_sigma, metadata.bins, offset_octaves)
+        histograms = self._histograms(pyramid, keypoints, log_prior)
         poses = find_modes(
             histograms,
             metadata.bins,
@@ -224,7 +234,7 @@ class PatchPoseAssigner:
             max_angles=None if settings.assign_orientation else 1,
             max_scales=None if settings.assign_scale else 1,
             min_ratio=metadata.second_mode_ratio,
-            scale_prior_sigma=self._prior_sigmas(keypoints),
+            scale_prior_sigma=prior_sigma,
             scale_offset_octaves=offset_octaves,
         )
         if settings.window_px is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +30,8 @@ _LOG = logging.getLogger(__name__)
 class _Engine(Protocol):
     providers: tuple[str, ...]
 
-    def run(self, patches: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """Return the scale and the orientation histograms of a batch."""
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
+        """Return the scale and the orientation histograms of a batch, from inputs by name."""
 
 
 class PoseEstimator:
@@ -76,25 +76,39 @@ class PoseEstimator:
         self.path = model_path(model)
         self._open()
 
-    def histograms(self, patches: NDArray[np.float32]) -> PoseHistograms:
+    def histograms(
+        self, patches: NDArray[np.float32], log_prior: NDArray[np.float32] | None = None
+    ) -> PoseHistograms:
         """Estimate the histograms of N patches, in batches.
 
         Args:
             patches: (N, C, H, W) float32, sampled as `metadata` says.
+            log_prior: (N, S) float32, what is known of the scale beforehand, see
+                `log_scale_prior`; None: nothing. It is not applied to the scale histogram;
+                models that take it read the orientation at the scale that it makes probable.
 
         Raises:
-            ValueError: Patches of another shape.
+            ValueError: Patches or a prior of another shape.
         """
         shape = self.metadata.patch_shape
         if patches.ndim != 4 or patches.shape[1:] != shape:
             raise ValueError(f"patches: expected (N, {str(shape)[1:]}, got {patches.shape}")
         bins = self.metadata.bins
+        inputs = {"patches": patches}
+        if self.metadata.takes_prior:
+            if log_prior is None:
+                log_prior = np.zeros((len(patches), bins.scale), np.float32)
+            if log_prior.shape != (len(patches), bins.scale):
+                raise ValueError(
+                    f"log_prior: expected ({len(patches)}, {bins.scale}), got {log_prior.shape}"
+                )
+            inputs["log_prior"] = log_prior
         scale = np.empty((len(patches), bins.scale), np.float32)
         orientation = np.empty((len(patches), bins.orientation), np.float32)
         for first in range(0, len(patches), _BATCH):
             batch = slice(first, first + _BATCH)
             scale[batch], orientation[batch] = self._engine.run(
-                np.ascontiguousarray(patches[batch], np.float32)
+                {k: np.ascontiguousarray(v[batch], np.float32) for k, v in inputs.items()}
             )
         return PoseHistograms(scale=scale, orientation=orientation)
 
@@ -115,11 +129,14 @@ class PoseEstimator:
                 self._engine = _RuntimeEngine(
                     content, settings["providers"], settings["num_threads"]
                 )
-            outputs = self._engine.run(np.zeros((1, *self.metadata.patch_shape), np.float32))
+            inputs = {"patches": np.zeros((1, *self.metadata.patch_shape), np.float32)}
+            if self.metadata.takes_prior:
+                inputs["log_prior"] = np.zeros((1, self.metadata.bins.scale), np.float32)
+            outputs = self._engine.run(inputs)
         except Exception as error:  # the engines' own exceptions share no narrower base
             raise ModelError(
-                f"{self.path}: expected a model with input patches (N, C, H, W) and outputs "
-                f"scale and orientation, got {error}"
+                f"{self.path}: expected a model with input patches (N, C, H, W), log_prior too if "
+                f"its metadata says so, and outputs scale and orientation, got {error}"
             ) from error
         self._check_outputs(outputs)
 
@@ -228,11 +245,9 @@ class _RuntimeEngine:
         )
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
-    def run(self, patches: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """Return the scale and the orientation histograms of a batch."""
-        outputs: Sequence[NDArray[np.float32]] = self._session.run(
-            list(_OUTPUTS), {"patches": patches}
-        )
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
+        """Return the scale and the orientation histograms of a batch, from inputs by name."""
+        outputs: Sequence[NDArray[np.float32]] = self._session.run(list(_OUTPUTS), dict(inputs))
         return outputs
 
 
@@ -250,9 +265,10 @@ class _OpenCVEngine:
             self._net = cv2.dnn.readNetFromONNX(content)
             self._net.enableFusion(False)
 
-    def run(self, patches: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """Return the scale and the orientation histograms of a batch."""
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
+        """Return the scale and the orientation histograms of a batch, from inputs by name."""
         with self._lock:
-            self._net.setInput(patches, "patches")
+            for name, values in inputs.items():
+                self._net.setInput(values, name)
             # All outputs at once: the new engine cannot compute one without the others.
             return tuple(np.array(o, np.float32) for o in self._net.forward(_OUTPUTS))

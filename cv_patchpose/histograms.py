@@ -147,6 +147,25 @@ def find_modes(
     return _best_pairs(angle_deg, angle_mass, octaves, scale_mass, top_k, min_ratio)
 
 
+def log_scale_prior(
+    sigma_octaves: NDArray[np.floating[Any]], bins: PoseBins, offset_octaves: float = 0.0
+) -> NDArray[np.float32]:
+    """Write Gaussian priors around scale 1 as logarithms at the scale bins.
+
+    Args:
+        sigma_octaves: (N,) standard deviations; inf: nothing is known. Those below a third of a
+            bin count as that, so that bins beside the nearest keep some weight.
+        bins: Of the histograms.
+        offset_octaves: Calibration: scale 1 is where a bin's centre plus this is 0.
+
+    Returns:
+        (N, S) float32, 0 at scale 1.
+    """
+    sigma = np.maximum(sigma_octaves, 1 / (3 * bins.scale_per_octave))[:, None]
+    octaves = bins.scale_centers_octaves + offset_octaves
+    return np.asarray(-0.5 * (octaves / sigma) ** 2, np.float32)
+
+
 def _check_shapes(histograms: PoseHistograms, bins: PoseBins) -> None:
     for name, expected in (("scale", bins.scale), ("orientation", bins.orientation)):
         shape = getattr(histograms, name).shape

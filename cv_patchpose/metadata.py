@@ -29,6 +29,7 @@ class ModelMetadata:
         color: Patches have three channels instead of one; square grids only.
         standardize: Patches are normalised to zero mean and unit variance by the sampler; polar
             grids only.
+        takes_prior: The model reads what is known of the scale from a second input, "log_prior".
         magnification: Diameter of the support window in units of the keypoint's size.
         scale_offset_octaves: Calibration, added to log2 of every measured scale.
         scale_prior_octaves: Standard deviation of the Gaussian prior on log2(scale) for keypoints
@@ -45,6 +46,7 @@ class ModelMetadata:
     bins: PoseBins
     color: bool = False
     standardize: bool = False
+    takes_prior: bool = False
     magnification: float = 12.0
     scale_offset_octaves: float = 0.0
     scale_prior_octaves: float | None = None
@@ -99,6 +101,7 @@ class ModelMetadata:
             found = document.get("format") if isinstance(document, dict) else type(document)
             raise ValueError(f"format: expected {METADATA_FORMAT}, got {found!r}")
         entries = {name: value for name, value in document.items() if name != "format"}
+        entries.setdefault("takes_prior", False)  # absent from the first models
         _check_names("entries", entries, {f.name for f in fields(cls)} - {"color"})
         try:
             grid, color = _grid_from_entry(dict(entries.pop("grid")))
@@ -153,7 +156,12 @@ def _check_names(what: str, entries: Mapping[str, Any], expected: set[str]) -> N
 def _typed(entries: dict[str, Any]) -> dict[str, Any]:
     """Check the JSON types of the plain entries."""
     numbers = {"magnification", "scale_offset_octaves", "scale_prior_octaves", "second_mode_ratio"}
-    kinds: dict[str, Any] = {"name": str, "standardize": bool, "training": dict}
+    kinds: dict[str, Any] = {
+        "name": str,
+        "standardize": bool,
+        "takes_prior": bool,
+        "training": dict,
+    }
     for name, value in entries.items():
         if name in numbers:
             optional = name == "scale_prior_octaves" and value is None

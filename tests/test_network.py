@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from cv_patchpose.histograms import PoseBins  # noqa: E402
 from cv_patchpose.patches import PolarGrid  # noqa: E402
-from cv_patchpose.training.network import PolarNet, PolarNetConfig  # noqa: E402
+from cv_patchpose.training.network import PolarNet, PolarNetConfig, ScaleAlignment  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -31,8 +31,8 @@ def test_turning_by_whole_bins_rolls_the_orientation_histogram_exactly(network, 
     patch = torch.randn(3, 1, grid.rows, grid.columns)
     turned = torch.roll(patch, 2 * bins, -1)
     with torch.no_grad():
-        scale, orientation = network(with_halo(patch, grid.halo))
-        turned_scale, turned_orientation = network(with_halo(turned, grid.halo))
+        scale, orientation = network(with_halo(patch, grid.halo), torch.zeros(3, 13))
+        turned_scale, turned_orientation = network(with_halo(turned, grid.halo), torch.zeros(3, 13))
     assert orientation.std() > 1e-3
     torch.testing.assert_close(
         turned_orientation, torch.roll(orientation, bins, -1), atol=1e-4, rtol=1e-4
@@ -51,7 +51,7 @@ def test_a_feature_at_column_2i_speaks_for_bin_i():
     patch = torch.zeros(1, 1, grid.rows, grid.columns)
     patch[..., 20] = 1.0
     with torch.no_grad():
-        logits = network(with_halo(patch, grid.halo))[1][0]
+        logits = network(with_halo(patch, grid.halo), torch.zeros(1, 13))[1][0]
     around_bin_10 = logits.roll(18 - 10)
     torch.testing.assert_close(around_bin_10[1:], around_bin_10[1:].flip(0), atol=1e-5, rtol=1e-4)
     assert logits.std() > 1e-3
@@ -68,10 +68,41 @@ def test_zooming_by_whole_bins_moves_the_scale_response(network):
     torch.testing.assert_close(moved[:, :, 2:], features[:, :, :-2], atol=1e-5, rtol=1e-4)
 
 
+def test_features_are_aligned_by_the_scale():
+    alignment = ScaleAlignment(14, 13)
+    features = torch.randn(2, 3, 14, 5)
+    scale = torch.zeros(2, 13)
+    scale[0, 6], scale[1, 8] = 1.0, 1.0  # the middle, and two rows further out
+    kept, moved = alignment(features, scale).reshape(2, 14, 3, 5).transpose(1, 2)
+    torch.testing.assert_close(kept, features[0])
+    torch.testing.assert_close(moved[:, :-2], features[1, :, 2:])
+    assert (moved[:, -2:] == 0).all()
+
+
+def test_an_uncertain_scale_mixes_the_rows():
+    alignment = ScaleAlignment(14, 13)
+    features = torch.randn(1, 3, 14, 5)
+    half = torch.zeros(1, 13)
+    half[0, 5:7] = 0.5
+    mixed = alignment(features, half).reshape(14, 3, 5).transpose(0, 1)
+    torch.testing.assert_close(mixed[:, 1:], (features[0, :, 1:] + features[0, :, :-1]) / 2)
+
+
+def test_a_known_scale_decides_where_the_orientation_is_read(network):
+    grid = network.config.grid
+    patches = torch.randn(1, 1, grid.rows, grid.columns + 2 * grid.halo).repeat(2, 1, 1, 1)
+    log_prior = torch.full((2, 13), -1e4)
+    log_prior[0, 6], log_prior[1, 9] = 0.0, 0.0
+    with torch.no_grad():
+        scale, orientation = network(patches, log_prior)
+    torch.testing.assert_close(scale[0], scale[1])
+    assert (orientation[0] - orientation[1]).abs().max() > 1e-3
+
+
 def test_output_shapes(network):
     grid = network.config.grid
     patches = torch.zeros(5, 1, grid.rows, grid.columns + 2 * grid.halo)
-    scale, orientation = network(patches)
+    scale, orientation = network(patches, torch.zeros(5, 13))
     assert scale.shape == (5, 13)
     assert orientation.shape == (5, 36)
 

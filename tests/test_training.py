@@ -62,7 +62,7 @@ def known_batch():
     """Two keypoints in two views: turned by 30 degrees and zoomed by 2, windows of one size."""
     turn = 2.0 * np.array([[np.sqrt(3) / 2, -0.5], [0.5, np.sqrt(3) / 2]])
     jacobian = np.stack([np.eye(2), turn])[None].repeat(2, 0)
-    return Batch(np.empty((2, 2, 1, 1, 1), np.float32), jacobian, np.full((2, 2), 5.0))
+    return Batch(np.empty((2, 2, 1, 1, 1), np.float32), jacobian, np.full((2, 2), 5.0), np.full((2, 2), np.inf))
 
 
 def logits_at(scale_bins, orientation_bins):
@@ -371,7 +371,8 @@ def test_export_agrees_with_torch_at_sizes_never_traced(run, tmp_path):
     for batch in (1, 5, 300):
         patches = torch.randn(batch, *estimator.metadata.patch_shape)
         with torch.no_grad():
-            scale, orientation = network(patches)
+            nothing_known = torch.zeros(len(patches), 13)
+            scale, orientation = network(patches, nothing_known)
         found = estimator.histograms(patches.numpy())
         np.testing.assert_allclose(found.scale, scale.softmax(1), atol=1e-4)
         np.testing.assert_allclose(found.orientation, orientation.softmax(1), atol=1e-4)

@@ -7,7 +7,7 @@ import torch
 
 from cv_patchpose.histograms import PoseBins, find_modes
 from cv_patchpose.patches import PolarGrid, build_pyramid, sample_polar
-from cv_patchpose.training.objective import histograms_of, run_network
+from cv_patchpose.training.objective import histograms_of
 from cv_patchpose.training.photographs import Photographs
 
 PHOTOGRAPHS = 60
@@ -51,7 +51,8 @@ def measure_scale_offset(
             grid,
             standardize=True,
         )
-        scale, orientation = run_network(network, patches[:, None])
-        histograms = histograms_of(scale[:, 0], orientation[:, 0])
+        nothing = torch.zeros(len(patches), bins.scale)
+        scale, orientation = network(torch.from_numpy(patches), nothing)
+        histograms = histograms_of(scale, orientation)
         octaves.append(np.log2(find_modes(histograms, bins).scale))
     return -float(np.median(np.concatenate(octaves))) if octaves else 0.0

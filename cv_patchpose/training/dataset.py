@@ -27,11 +27,14 @@ class Batch:
         patches: (B, V, 1, H, W) float32, standardised.
         jacobian: (B, V, 2, 2) from photograph to view at the keypoint.
         log2_window: (B, V) log2 of the support window, pixels of the view.
+        scale_sigma: (B, V) octaves, standard deviation of what is known of the scale beforehand;
+            inf: nothing.
     """
 
     patches: NDArray[np.float32]
     jacobian: NDArray[np.float64]
     log2_window: NDArray[np.float64]
+    scale_sigma: NDArray[np.float64]
 
 
 def sample_views(
@@ -55,17 +58,20 @@ def sample_views(
     if len(photograph.xy_px) == 0:
         return None
     center = photograph.xy_px[rng.integers(len(photograph.xy_px))]
+    if rng.random() < config.clean:
+        config = dataclasses.replace(config, corruption=0.0)
     views = [random_view(photograph.image, center, config, rng) for _ in range(config.views)]
     chosen = _visible_everywhere(photograph, [v.homography for v in views], config, rng)
     if len(chosen) == 0:
         return None
     xy = photograph.xy_px[chosen]
     window = _reference_windows(photograph.size_px[chosen], config, rng)
+    tracked, free = rng.random((2, len(xy))) < ((config.tracked,), (config.free,))
     patches, jacobians, log2_windows = [], [], []
     for view in views:
         jacobian = local_jacobian(view.homography, xy)
         zoom = np.sqrt(np.linalg.det(jacobian))
-        window_px = window * zoom * 2.0 ** _scale_error(zoom, config, rng)
+        window_px = window * 2.0 ** _window_changes(zoom, tracked, free, config, rng)
         place = project(view.homography, xy)
         sigma = config.jitter * window_px + config.jitter_px
         place = place + rng.normal(size=place.shape) * sigma[:, None]
@@ -78,7 +84,13 @@ def sample_views(
         )
         jacobians.append(jacobian)
         log2_windows.append(np.log2(window_px))
-    return Batch(np.stack(patches, 1), np.stack(jacobians, 1), np.stack(log2_windows, 1))
+    sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
+    return Batch(
+        patches=np.stack(patches, 1),
+        jacobian=np.stack(jacobians, 1),
+        log2_window=np.stack(log2_windows, 1),
+        scale_sigma=np.repeat(sigma[:, None], config.views, 1),
+    )
 
 
 def _visible_everywhere(
@@ -107,17 +119,23 @@ def _reference_windows(
     return np.clip(window, config.window_px[0] / 2, 2 * config.window_px[1])
 
 
-def _scale_error(
-    zoom: NDArray[np.float64], config: SynthesisConfig, rng: np.random.Generator
+def _window_changes(
+    zoom: NDArray[np.float64],
+    tracked: NDArray[np.bool_],
+    free: NDArray[np.bool_],
+    config: SynthesisConfig,
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Draw log2 errors of the windows: that of a detector, any, or a window of fixed pixels."""
-    count = len(zoom)
-    error = rng.normal(0, config.scale_sigma_octaves, count)
-    kind = rng.random(count)
-    anything = rng.uniform(-config.scale_range_octaves, config.scale_range_octaves, count)
-    error = np.where(kind < 0.3, anything, error)
-    fixed = -np.log2(zoom)
-    return np.where(kind > 0.5, fixed + 0.3 * error, error)
+    """Draw log2 changes of the windows of (N,) keypoints from the photograph to one view.
+
+    Tracked ones follow the zoom as a detector does that measures scale, free ones up to an error
+    of any size; the others have one window in pixels whatever the zoom.
+    """
+    error = rng.normal(0, config.scale_sigma_octaves, len(zoom))
+    reach = config.scale_range_octaves
+    anything = rng.uniform(-reach, reach, len(zoom))
+    followed = np.log2(zoom) + np.where(tracked, error, anything)
+    return np.where(tracked | free, followed, 0.1 * error)
 
 
 class PairStream:
@@ -130,6 +148,7 @@ class PairStream:
         batch_size: keypoints per batch.
         pool_size: keypoints held for mixing.
         seed: seed of this stream.
+        reuse: how often a keypoint is drawn on average.
     """
 
     def __init__(
@@ -141,12 +160,14 @@ class PairStream:
         batch_size: int,
         pool_size: int,
         seed: int | tuple[int, ...],
+        reuse: int = 1,
     ) -> None:
         self.photographs = photographs
         self.grid = grid
         self.config = config
         self.batch_size = batch_size
         self.pool_size = pool_size
+        self.reuse = reuse
         self.rng = np.random.default_rng(seed)
 
     def _groups(self) -> Iterator[Batch]:
@@ -166,8 +187,8 @@ class PairStream:
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches for ever.
 
-        The pool is one block of memory that stays: what a batch takes out is filled by the
-        next groups.
+        The pool is one block of memory that stays: the next groups take the places of one in
+        `reuse` of the keypoints of a batch.
         """
         groups = self._groups()
         group = next(groups)
@@ -179,12 +200,13 @@ class PairStream:
                 _put(pool, free[:count], group)
                 free = free[count:]
                 group = next(groups)
-            free = self.rng.permutation(self.pool_size)[: self.batch_size]
-            yield Batch(*(array[free] for array in _arrays(pool)))
+            drawn = self.rng.permutation(self.pool_size)[: self.batch_size]
+            yield Batch(*(array[drawn] for array in _arrays(pool)))
+            free = drawn[: -(-self.batch_size // self.reuse)]
 
 
 def _arrays(batch: Batch) -> tuple[NDArray[Any], ...]:
-    return batch.patches, batch.jacobian, batch.log2_window
+    return batch.patches, batch.jacobian, batch.log2_window, batch.scale_sigma
 
 
 def _empty_like(batch: Batch, count: int) -> Batch:

@@ -33,8 +33,8 @@ class _Histograms(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        scale, orientation = self.network(patches)
+    def forward(self, patches: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
+        scale, orientation = self.network(patches, log_prior)
         return scale.softmax(1), orientation.softmax(1)
 
 
@@ -83,6 +83,7 @@ def export_checkpoint(
         grid=logits.config.grid,
         bins=logits.config.bins,
         standardize=True,
+        takes_prior=True,
         magnification=magnification,
         scale_offset_octaves=state["scale_offset_octaves"] + math.log2(magnification / trained),
         scale_prior_octaves=scale_prior_octaves,
@@ -104,17 +105,19 @@ def _existing_folder(target: Path) -> Path:
 
 
 def _write(network: nn.Module, metadata: ModelMetadata, file: Path) -> None:
-    example = torch.zeros(TRACED_BATCH, *metadata.patch_shape)
+    patches = torch.zeros(TRACED_BATCH, *metadata.patch_shape)
+    log_prior = torch.zeros(TRACED_BATCH, metadata.bins.scale)
+    inputs, outputs = ["patches", "log_prior"], ["scale", "orientation"]
     with warnings.catch_warnings():
         # The TorchScript exporter is announced to go, but writes the plain graph cv2.dnn can run.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
-            (example,),
+            (patches, log_prior),
             str(file),
-            input_names=["patches"],
-            output_names=["scale", "orientation"],
-            dynamic_axes={key: {0: "N"} for key in ("patches", "scale", "orientation")},
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={key: {0: "N"} for key in inputs + outputs},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -129,9 +132,10 @@ def _check_agreement(network: nn.Module, metadata: ModelMetadata, file: Path) ->
     random = np.random.default_rng(0)
     for batch in CHECKED_BATCHES:
         patches = random.standard_normal((batch, *metadata.patch_shape)).astype(np.float32)
+        log_prior = -random.random((batch, metadata.bins.scale), np.float32)
         with torch.no_grad():
-            expected = network(torch.from_numpy(patches))
-        found = estimator.histograms(patches)
+            expected = network(torch.from_numpy(patches), torch.from_numpy(log_prior))
+        found = estimator.histograms(patches, log_prior)
         for label, one, other in zip(
             ("scale", "orientation"), expected, (found.scale, found.orientation), strict=True
         ):

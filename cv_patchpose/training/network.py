@@ -2,7 +2,8 @@
 
 Turning the patch by a whole column step rolls every feature map along its columns, so the
 orientation histogram rolls by exactly that much and the scale histogram stays. Zooming moves
-the feature maps along their rows, and the scale histogram with them.
+the feature maps along their rows, and the scale histogram with them. The orientation is read
+from rows counted from the scale found, so that it does not depend on the zoom either.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class PolarNetConfig:
     grid: PolarGrid = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)
     bins: PoseBins = PoseBins()
     stem_channels: int = 16
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[int, ...] = (32, 32)
     hidden: int = 64
 
     def __post_init__(self) -> None:
@@ -83,6 +84,42 @@ class CircularConv1d(nn.Module):
         return torch.as_tensor(self.conv(wrapped))
 
 
+class ScaleAlignment(nn.Module):
+    """Rows of features counted from the scale of the patch instead of its outermost ring.
+
+    The scale is a distribution over S bins, a third octave apart like the rows: the aligned
+    features are the mean over it of the features moved by each of its bins. Row S // 2 of the
+    result is the one at the scale itself. Rows beyond the patch count as zero.
+
+    Args:
+        rows: R, of the features.
+        bins: S, of the scale.
+    Source: ours.
+    """
+
+    taps: Tensor
+
+    def __init__(self, rows: int, bins: int) -> None:
+        super().__init__()
+        self.rows, self.middle = rows, bins // 2
+        # As a convolution whose output channel j, column r is the probability of bin
+        # r - j + middle: that is the weight of row r in the aligned row j.
+        taps = torch.zeros(rows, 1, 1, rows)
+        taps[torch.arange(rows), 0, 0, rows - 1 - torch.arange(rows)] = 1
+        self.register_buffer("taps", taps, persistent=False)
+        self.padding = rows - 1 - self.middle, 2 * rows - 1 - bins - (rows - 1 - self.middle)
+
+    def forward(self, features: Tensor, scale: Tensor) -> Tensor:
+        """Align (N, C, R, T) features by (N, S) probabilities; returns (N, R * C, 1, T)."""
+        channels, columns = int(features.shape[1]), int(features.shape[3])  # fixed in exports
+        padded = nn.functional.pad(scale, self.padding)[:, None, None]
+        weights = nn.functional.conv2d(padded, self.taps.to(scale.dtype))[:, :, 0]
+        rows = features.transpose(1, 2).reshape(-1, self.rows, channels * columns)
+        return torch.bmm(weights.to(rows.dtype), rows).reshape(
+            -1, self.rows * channels, 1, columns
+        )
+
+
 class PolarNet(nn.Module):
     """Log-polar patches to scale and orientation logits.
 
@@ -103,8 +140,9 @@ class PolarNet(nn.Module):
             layers += [nn.Conv2d(width, channels, 3), *activation(channels)]
             width = channels
         self.trunk = nn.Sequential(*layers)
+        self.alignment = ScaleAlignment(config.trunk_rows, config.bins.scale)
         self.orientation = nn.Sequential(
-            nn.Conv2d(width, hidden, (config.trunk_rows, 1)),
+            nn.Conv2d(width * config.trunk_rows, hidden, 1),
             *activation(hidden),
             CircularConv1d(hidden, hidden, 7),
             *activation(hidden),
@@ -114,9 +152,9 @@ class PolarNet(nn.Module):
         )
         self.scale_features = nn.Sequential(nn.Conv2d(width, hidden, 1), *activation(hidden))
         self.scale = nn.Sequential(
-            nn.Conv2d(hidden, hidden, (3, 1), padding=(1, 0)),
+            nn.Conv2d(hidden, hidden, (7, 1), padding=(3, 0)),
             *activation(hidden),
-            nn.Conv2d(hidden, hidden, (3, 1), padding=(1, 0)),
+            nn.Conv2d(hidden, hidden, (7, 1), padding=(3, 0)),
             *activation(hidden),
             nn.Conv2d(hidden, 1, (config.trunk_rows - config.bins.scale + 1, 1)),
         )
@@ -129,16 +167,21 @@ class PolarNet(nn.Module):
                 assert module.bias is not None  # every convolution here has one
                 nn.init.zeros_(module.bias)
 
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the logits of both histograms.
 
         Args:
             patches: (N, 1, rows, columns + 2 * halo) float32, standardised.
+            log_prior: (N, S) float32, what is known of the scale beforehand, as the logarithm of
+                a probability up to a constant; zeros: nothing. It helps to read the orientation;
+                the scale logits are those of the patch alone.
 
         Returns:
             scale (N, S) and orientation (N, R) logits.
         """
         features = self.trunk(patches)
-        orientation = self.orientation(features).flatten(1)
         profile = self.scale_features(features).mean(-1, keepdim=True)
-        return self.scale(profile).flatten(1), orientation
+        scale = self.scale(profile).flatten(1)
+        posterior = (scale.float() + log_prior).softmax(1)
+        orientation = self.orientation(self.alignment(features, posterior)).flatten(1)
+        return scale, orientation

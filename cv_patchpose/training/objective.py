@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes
+from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes, log_scale_prior
 from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.losses import AlignmentLoss, FineOverlapLoss
@@ -101,22 +101,26 @@ def has_bfloat16() -> bool:
 
 
 def run_network(
-    network: nn.Module, patches: NDArray[np.float32], *, bfloat16: bool = False
+    network: nn.Module, batch: Batch, bins: PoseBins, *, bfloat16: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Run a network on patches of several views.
 
     Args:
-        network: (N, C, H, W) patches to scale and orientation logits.
-        patches: (B, V, C, H, W).
+        network: (N, C, H, W) patches and (N, S) prior to scale and orientation logits.
+        batch: B keypoints in V views.
+        bins: of the histograms.
         bfloat16: compute in bfloat16, at half the time where the processor has it.
 
     Returns:
         (B, V, S) scale and (B, V, R) orientation logits, float32.
     """
-    flat = torch.from_numpy(patches).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    patches = torch.from_numpy(batch.patches).flatten(0, 1)
+    prior = torch.from_numpy(log_scale_prior(batch.scale_sigma.ravel(), bins))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        scale, orientation = network(flat)
-    shape = patches.shape[:2]
+        scale, orientation = network(
+            patches.contiguous(memory_format=torch.channels_last), prior
+        )
+    shape = batch.patches.shape[:2]
     return scale.float().unflatten(0, shape), orientation.float().unflatten(0, shape)
 
 

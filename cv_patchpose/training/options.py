@@ -59,6 +59,7 @@ class SynthesisConfig:
         tilt_log_max: bound on the log of the tilt.
         perspective: spread of the perspective coefficients, per canvas side.
         corruption: factor on the chance of every corruption; 0 gives clean views.
+        clean: chance that all views of a keypoint stay clean.
         blur_px: largest Gaussian blur, pixels.
         noise: largest standard deviation of the noise, grey levels of 255.
         jpeg_quality: range of the compression quality.
@@ -68,8 +69,12 @@ class SynthesisConfig:
         magnification: support window of a blob over its size.
         jitter: spread of a keypoint's place, as a share of the window's diameter.
         jitter_px: the same in pixels of the view, added.
-        scale_range_octaves: half range of the uniform part of the windows' scale error.
-        scale_sigma_octaves: spread of the normal part of the windows' scale error.
+        tracked: share of the keypoints whose windows follow the zoom, as those of detectors that
+            measure scale; the network is told that the scale is known to their spread.
+        free: share of the other keypoints whose windows follow it up to any error; the rest have
+            windows of fixed pixels.
+        scale_range_octaves: half range of the errors of free windows, uniform.
+        scale_sigma_octaves: spread of the errors of tracked windows, normal.
 
     Raises:
         ValueError: a field out of range.
@@ -79,22 +84,25 @@ class SynthesisConfig:
     margin_px: int = 24
     views: int = 4
     keypoints_per_view: int = 48
-    zoom_octaves: tuple[float, float] = (-1.25, 0.9)
+    zoom_octaves: tuple[float, float] = (-1.5, 1.2)
     tilt_log_sigma: float = 0.35
     tilt_log_max: float = 1.0
     perspective: float = 0.12
     corruption: float = 0.9
+    clean: float = 0.2
     blur_px: float = 2.5
     noise: float = 14.0
     jpeg_quality: tuple[float, float] = (15.0, 90.0)
     gamma_log_sigma: float = 0.35
     negative: float = 0.0
     window_px: tuple[float, float] = (28.0, 160.0)
-    magnification: float = 12.0
+    magnification: float = 18.0
     jitter: float = 0.004
     jitter_px: float = 0.3
+    tracked: float = 0.5
+    free: float = 0.25
     scale_range_octaves: float = 1.0
-    scale_sigma_octaves: float = 0.3
+    scale_sigma_octaves: float = 0.2
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -126,6 +134,7 @@ class TrainConfig:
         seed: of everything random.
         threads: of PyTorch; 0 leaves its default.
         streams: producer threads.
+        reuse: how often a keypoint's patches are drawn, on average.
         bfloat16: forward pass in bfloat16; None: where the processor has it.
         stem_channels: first convolution's channels.
         channels: channels of the 3 x 3 convolutions.
@@ -154,9 +163,10 @@ class TrainConfig:
     seed: int = 0
     threads: int = 0
     streams: int = 1
+    reuse: int = 2
     bfloat16: bool | None = None
     stem_channels: int = 16
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[int, ...] = (32, 32)
     hidden: int = 64
     init: str | None = None
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
@@ -177,7 +187,7 @@ _SYNTHESIS_RULES: dict[str, _Rule] = {
     "blur_px": _number("a finite number >= 0.3", lambda v: v >= 0.3),
     "noise": _number("a finite number >= 1", lambda v: v >= 1),
     "jpeg_quality": _range(0, 100),
-    "negative": _CHANCE,
+    "negative clean tracked free": _CHANCE,
     "window_px": _range(1, 10000),
     "magnification": _POSITIVE,
 }
@@ -189,7 +199,7 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "ema validation_share": _SHARE,
     "loss": (" or ".join(LOSSES), lambda v: v in LOSSES),
     "seed threads": _whole(0),
-    "streams validation_keypoints stem_channels hidden": _whole(1),
+    "streams reuse validation_keypoints stem_channels hidden": _whole(1),
     "channels": ("integers >= 1", lambda v: all(map(_whole(1)[1], v))),
     "bfloat16": ("None, True or False", lambda v: v in (None, True, False)),
 }

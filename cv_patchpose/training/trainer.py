@@ -42,7 +42,7 @@ CURVES_NAME = "curves.png"
 VALIDATION_NAME = "validation.txt"
 WARM_UP_SHARE = 0.02
 LAST_LEARNING_RATE_SHARE = 0.003
-POOL_BATCHES = 12
+POOL_BATCHES = 24
 RECENT_STEPS = 500
 LARGEST_GRADIENT = 5.0
 _BAR = "{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining} {postfix}"
@@ -224,6 +224,7 @@ class Trainer:
                 batch_size=config.batch_size,
                 pool_size=POOL_BATCHES * config.batch_size,
                 seed=(config.seed, self.step, number),
+                reuse=config.reuse,
             )
             for number in range(config.streams)
         ]
@@ -231,7 +232,7 @@ class Trainer:
     def _step(self, batch: Batch) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        logits = run_network(self.network, batch.patches, bfloat16=self.bfloat16)
+        logits = run_network(self.network, batch, self.shape.bins, bfloat16=self.bfloat16)
         scale_loss, orientation_loss = self.loss(*logits, batch)
         self.optimizer.zero_grad()
         (orientation_loss + self.config.scale_weight * scale_loss).backward()

@@ -32,7 +32,10 @@ def validation_batches(
     Returns:
         Batches by kind of view.
     """
-    kinds = {"clean": dataclasses.replace(config, corruption=0.0), "spoilt": config}
+    kinds = {
+        "clean": dataclasses.replace(config, clean=1.0),
+        "spoilt": dataclasses.replace(config, clean=0.0),
+    }
     batches = {}
     for name, synthesis in kinds.items():
         stream = iter(
@@ -55,7 +58,7 @@ def measure(
     """
     row = {}
     for name, group in batches.items():
-        measured = [pose_accuracy(*run_network(network, b.patches), b, bins) for b in group]
+        measured = [pose_accuracy(*run_network(network, b, bins), b, bins) for b in group]
         for metric in measured[0]:
             row[f"{name}_{metric}"] = float(np.mean([m[metric] for m in measured]))
     return row
