@@ -150,11 +150,10 @@ class PolarNet(nn.Module):
             *activation(hidden),
             nn.Conv2d(hidden, 1, 1),
         )
-        self.scale_features = nn.Sequential(nn.Conv2d(width, hidden, 1), *activation(hidden))
         self.scale = nn.Sequential(
-            nn.Conv2d(hidden, hidden, (7, 1), padding=(3, 0)),
+            nn.Conv2d(2 * width, hidden, (5, 1), padding=(2, 0)),
             *activation(hidden),
-            nn.Conv2d(hidden, hidden, (7, 1), padding=(3, 0)),
+            nn.Conv2d(hidden, hidden, (5, 1), padding=(2, 0)),
             *activation(hidden),
             nn.Conv2d(hidden, 1, (config.trunk_rows - config.bins.scale + 1, 1)),
         )
@@ -180,7 +179,8 @@ class PolarNet(nn.Module):
             scale (N, S) and orientation (N, R) logits.
         """
         features = self.trunk(patches)
-        profile = self.scale_features(features).mean(-1, keepdim=True)
+        rings = features.mean(-1, keepdim=True), features.amax(-1, keepdim=True)
+        profile = torch.cat(rings, 1)
         scale = self.scale(profile).flatten(1)
         posterior = (scale.float() + log_prior).softmax(1)
         orientation = self.orientation(self.alignment(features, posterior)).flatten(1)

@@ -88,8 +88,8 @@ class SynthesisConfig:
     tilt_log_sigma: float = 0.35
     tilt_log_max: float = 1.0
     perspective: float = 0.12
-    corruption: float = 0.9
-    clean: float = 0.2
+    corruption: float = 0.8
+    clean: float = 0.25
     blur_px: float = 2.5
     noise: float = 14.0
     jpeg_quality: tuple[float, float] = (15.0, 90.0)
@@ -99,8 +99,8 @@ class SynthesisConfig:
     magnification: float = 18.0
     jitter: float = 0.004
     jitter_px: float = 0.3
-    tracked: float = 0.5
-    free: float = 0.25
+    tracked: float = 0.4
+    free: float = 0.2
     scale_range_octaves: float = 1.0
     scale_sigma_octaves: float = 0.2
 
