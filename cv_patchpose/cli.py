@@ -15,6 +15,7 @@ import cv2
 
 from cv_patchpose import __version__
 from cv_patchpose.assigner import PatchPoseAssigner
+from cv_patchpose.descriptors import DESCRIPTORS
 from cv_patchpose.detectors import DETECTORS, detect
 from cv_patchpose.drawing import draw_matches_before_after, draw_poses
 from cv_patchpose.errors import ModelError
@@ -91,6 +92,9 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, help=f".npz or .csv with columns {columns}"
     )
     parser.add_argument("--detector", choices=DETECTORS, default="sift")
+    parser.add_argument(
+        "--descriptor", choices=DESCRIPTORS, default="sift", help="what reads the fields (sift)"
+    )
     parser.add_argument("--picture", type=Path, help="also draw the poses, .png or .jpg")
     _declare_posing(parser, top_k=1)
 
@@ -100,7 +104,7 @@ def _run_assign(args: argparse.Namespace) -> None:
     if args.picture:
         check_output(args.picture, PICTURE_SUFFIXES)
     image = read_image(args.image)
-    assigner = PatchPoseAssigner(args.model, top_k=args.top_k)
+    assigner = PatchPoseAssigner(args.model, top_k=args.top_k, descriptor=args.descriptor)
     keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
     write_keypoints(args.output, keypoints)
     print(f"{args.output}: {len(keypoints)} keypoints")

@@ -1,103 +1,239 @@
-"""Which fields of a keypoint a descriptor reads, and what they must hold."""
+"""OpenCV's descriptors by name: which fields of a keypoint they read, and how to make them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
-from cv_patchpose.keypoints import KeypointArrays
+from cv_patchpose.field_rules import (
+    WINDOW,
+    AffineRule,
+    AkazeRule,
+    DaisyRule,
+    FieldRule,
+    KazeRule,
+    OrbRule,
+    PlainRule,
+    SiftRule,
+)
 
-_SMALLEST_SIZE_PX = np.float32(0.5)  # OpenCV 4 overruns its memory from 0.43 px downwards
+__all__ = ["DESCRIPTORS", "FieldRule", "SiftRule", "create_extractor", "rule_for"]
 
-
-class FieldRule(Protocol):
-    """Writes the fields of a keypoint that depend on its size for one descriptor."""
-
-    @property
-    def name(self) -> str:
-        """Of the descriptor, as accepted by `rule_for`."""
-
-    @property
-    def class_id_is_free(self) -> bool:
-        """Whether the descriptor leaves class_id to the caller."""
-
-    def write(self, keypoints: KeypointArrays, image_size: tuple[int, int]) -> KeypointArrays:
-        """Return the keypoints with fields that fit their characteristic size.
-
-        Args:
-            keypoints: With characteristic sizes, as SIFT defines them: twice the sigma.
-            image_size: (height, width) of the image they are described on.
-        """
+# What VGG, BoostDesc, BEBLID and TEBLID call scale_factor, for sizes as SIFT defines them.
+_SIFT_SCALE_FACTOR = 6.75
 
 
 @dataclass(frozen=True)
-class SiftRule:
-    """SIFT finds its pyramid level in the octave, packed with the layer.
+class _Descriptor:
+    """What is known of one descriptor.
 
     Attributes:
-        layers: Layers per octave (nOctaveLayers).
-        sigma: Blur of the first layer, pixels.
-
-    Source: measured on OpenCV's detector, whose own packing this reproduces.
+        class_name: Of the cv2 class; OpenCV 5 moved some from cv2 to cv2.xfeatures2d.
+        create: Makes, from that class, the extractor that reads most of a pose.
+        read_rule: Reads the rule of an extractor from its settings.
+        rule: Of what `create` makes.
     """
 
-    layers: int = 3
-    sigma: float = 1.6
-    name: str = "sift"
-    class_id_is_free: bool = True
+    class_name: str
+    create: Callable[[Any], Any]
+    read_rule: Callable[[Any], FieldRule]
+    rule: FieldRule
 
-    def write(self, keypoints: KeypointArrays, image_size: tuple[int, int]) -> KeypointArrays:
-        """Return the keypoints with the octave and layer of their size; see `FieldRule`.
-
-        Sizes below half a pixel, which no detector emits, are raised to it.
-        """
-        size_px = np.maximum(keypoints.size_px, _SMALLEST_SIZE_PX)
-        return replace(keypoints, size_px=size_px, octave=self._packed_octave(size_px, image_size))
-
-    def _packed_octave(
-        self, size_px: NDArray[np.float32], image_size: tuple[int, int]
-    ) -> NDArray[np.int32]:
-        """(N,) int32: octave in the low byte (signed), layer in the second."""
-        step = np.rint(self.layers * np.log2(size_px.astype(np.float64) / (2 * self.sigma)))
-        octave = np.floor_divide(step - 1, self.layers)
-        last = max(np.floor(np.log2(min(image_size))) - 3, -1)
-        octave = np.clip(octave, -1, last)
-        layer = np.clip(step - octave * self.layers, 0, self.layers + 2)
-        packed: NDArray[np.int32] = (octave.astype(np.int32) & 255) | (layer.astype(np.int32) << 8)
-        return packed
-
-    @classmethod
-    def from_extractor(cls, extractor: Any) -> SiftRule:
-        """Read the two settings of a cv2.SIFT object."""
-        return cls(layers=int(extractor.getNOctaveLayers()), sigma=float(extractor.getSigma()))
-
-
-# name: (class of the cv2 object, rule at OpenCV's default settings, rule of an object)
-_RULES: dict[str, tuple[type, FieldRule, Callable[[Any], FieldRule]]] = {
-    "sift": (cv2.SIFT, SiftRule(), SiftRule.from_extractor),
-}
+    def find_class(self) -> Any:
+        """Return the cv2 class, None if this OpenCV has none."""
+        rooms = (cv2, getattr(cv2, "xfeatures2d", None))
+        return next(
+            (getattr(r, self.class_name) for r in rooms if hasattr(r, self.class_name)), None
+        )
 
 
 def rule_for(descriptor: Any) -> FieldRule:
     """Find the rule of a descriptor.
 
+    An extractor's settings are read where OpenCV tells them. It does not tell the scale_factor of
+    TEBLID, taken to be 6.75 as for SIFT keypoints; the views and the backend of AffineFeature,
+    taken to be its default ones and SIFT at its default settings; and custom sampling patterns,
+    taken to be as wide as the usual ones.
+
     Args:
-        descriptor: Its name (OpenCV's default settings), or a cv2 extractor object, whose
-            settings are read.
+        descriptor: One of `DESCRIPTORS`, set as `create_extractor` does, or a cv2 extractor object.
 
     Raises:
-        ValueError: A descriptor without a rule.
+        ValueError: A descriptor without a rule, or an extractor whose settings admit none.
     """
-    for name, (extractor_class, default_rule, read_rule) in _RULES.items():
-        if isinstance(descriptor, str) and descriptor == name:
-            return default_rule
-        if isinstance(descriptor, extractor_class):
-            return read_rule(descriptor)
-    accepted = ", ".join(f"{name!r}, a cv2.{entry[0].__name__}" for name, entry in _RULES.items())
+    name = _name_of(descriptor)
+    entry = _TABLE[name]
+    return entry.rule if isinstance(descriptor, str) else entry.read_rule(descriptor)
+
+
+def create_extractor(name: str) -> Any:
+    """Make the cv2 extractor of a name, with settings that read as much of the pose as they can.
+
+    BRIEF and DAISY use the angle, which they do not by default. VGG, BoostDesc, BEBLID and TEBLID
+    take sizes as SIFT defines them. AffineFeature has a SIFT backend and the untilted view only.
+
+    Args:
+        name: One of `DESCRIPTORS`.
+
+    Raises:
+        ValueError: An unknown name.
+        ImportError: This OpenCV lacks the descriptor.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"name: expected one of {', '.join(DESCRIPTORS)}, got {name!r}")
+    entry = _TABLE[_name_of(name)]
+    extractor_class = entry.find_class()
+    if extractor_class is None:
+        raise ImportError(
+            f"OpenCV {cv2.__version__} is built without {entry.class_name}: "
+            "pip install opencv-contrib-python instead of opencv-python"
+        )
+    return entry.create(extractor_class)
+
+
+def _name_of(descriptor: Any) -> str:
+    """Return the name of a name or cv2 extractor object; ValueError if it has none."""
+    if isinstance(descriptor, str) and descriptor in _TABLE:
+        return descriptor
+    for name, entry in _TABLE.items():
+        extractor_class = entry.find_class()
+        if extractor_class is not None and isinstance(descriptor, extractor_class):
+            return name
     found = repr(descriptor) if isinstance(descriptor, str) else type(descriptor).__name__
-    raise ValueError(f"descriptor: expected one of {accepted}, got {found}")
+    raise ValueError(
+        f"descriptor: expected one of {', '.join(DESCRIPTORS)} or its cv2 object, got {found}"
+    )
+
+
+def _create_default(extractor_class: Any) -> Any:
+    return extractor_class.create()
+
+
+def _create_oriented(extractor_class: Any) -> Any:
+    return extractor_class.create(use_orientation=True)
+
+
+def _create_for_sift_sizes(extractor_class: Any) -> Any:
+    return extractor_class.create(scale_factor=_SIFT_SCALE_FACTOR)
+
+
+def _create_affine(extractor_class: Any) -> Any:
+    affine = extractor_class.create(cv2.SIFT.create())
+    affine.setViewParams([1.0], [0.0])  # each further view warps the image, for nothing
+    return affine
+
+
+def _read_sift(sift: Any) -> FieldRule:
+    return SiftRule(layers=int(sift.getNOctaveLayers()), sigma=float(sift.getSigma()))
+
+
+def _read_affine(affine: Any) -> FieldRule:
+    """Check that the backend can be SIFT: others would take its octave for a huge one of theirs."""
+    kind = affine.descriptorSize(), affine.descriptorType()
+    if kind not in ((128, cv2.CV_32F), (128, cv2.CV_8U)):
+        raise ValueError(
+            "descriptor: expected a cv2.AffineFeature with a SIFT backend, of 128 numbers, "
+            f"got one of {kind[0]}"
+        )
+    return AffineRule()
+
+
+def _read_orb(orb: Any) -> FieldRule:
+    return OrbRule(
+        patch_size=int(orb.getPatchSize()),
+        scale_factor=float(orb.getScaleFactor()),
+        first_level=int(orb.getFirstLevel()),
+    )
+
+
+def _read_brisk(brisk: Any) -> FieldRule:
+    return replace(_BRISK, size_factor=_BRISK.size_factor / float(brisk.getPatternScale()))
+
+
+def _read_akaze(akaze: Any) -> FieldRule:
+    binary = akaze.getDescriptorType() in (_AKAZE_MLDB_UPRIGHT, _AKAZE_MLDB)
+    return AkazeRule(
+        octaves=int(akaze.getNOctaves()),
+        layers=int(akaze.getNOctaveLayers()),
+        size_factor=0.6 if binary else 0.5,
+        keeps_angle=akaze.getDescriptorType() in (_AKAZE_KAZE, _AKAZE_MLDB),
+    )
+
+
+def _read_kaze(kaze: Any) -> FieldRule:
+    return KazeRule(octaves=int(kaze.getNOctaves()), layers=int(kaze.getNOctaveLayers()))
+
+
+def _read_brief(brief: Any) -> FieldRule:
+    return replace(_BRIEF, keeps_angle=bool(brief.getUseOrientation()))
+
+
+def _read_freak(freak: Any) -> FieldRule:
+    factor = _FREAK.size_factor * _FREAK_PATTERN_SCALE / float(freak.getPatternScale())
+    return replace(_FREAK, keeps_scale=bool(freak.getScaleNormalized()), size_factor=factor)
+
+
+def _read_latch(latch: Any) -> FieldRule:
+    return replace(_LATCH, keeps_angle=bool(latch.getRotationInvariance()))
+
+
+def _read_lucid(_: Any) -> FieldRule:
+    return _LUCID
+
+
+def _read_daisy(daisy: Any) -> FieldRule:
+    return DaisyRule(keeps_angle=bool(daisy.getUseOrientation()))
+
+
+def _read_warped(rule: PlainRule) -> Callable[[Any], FieldRule]:
+    """Return how to read VGG, BoostDesc and BEBLID, which warp a window of scale_factor x size."""
+
+    def read(extractor: Any) -> FieldRule:
+        posed = getattr(extractor, "getUseScaleOrientation", lambda: True)()
+        factor = _SIFT_SCALE_FACTOR / float(extractor.getScaleFactor())
+        return replace(rule, keeps_angle=bool(posed), keeps_scale=bool(posed), size_factor=factor)
+
+    return read
+
+
+def _read_teblid(_: Any) -> FieldRule:
+    return _TEBLID
+
+
+# cv2.AKAZE_DESCRIPTOR_..., which moved in OpenCV 5.
+_AKAZE_KAZE, _AKAZE_MLDB_UPRIGHT, _AKAZE_MLDB = 3, 4, 5
+_FREAK_PATTERN_SCALE = 22.0
+
+# The windows of BRISK and FREAK measure 2.55 and 4.6 times the size written.
+_BRISK = PlainRule("brisk", keeps_angle=False, keeps_scale=True, size_factor=WINDOW / 2.55)
+_FREAK = PlainRule("freak", keeps_angle=False, keeps_scale=True, size_factor=WINDOW / 4.6)
+_BRIEF = PlainRule("brief", keeps_angle=True, keeps_scale=False)
+_LATCH = PlainRule("latch", keeps_angle=True, keeps_scale=False)
+_LUCID = PlainRule("lucid", keeps_angle=False, keeps_scale=False)
+_VGG = PlainRule("vgg", keeps_angle=True, keeps_scale=True)
+_BOOST = PlainRule("boostdesc", keeps_angle=True, keeps_scale=True)
+_BEBLID = PlainRule("beblid", keeps_angle=True, keeps_scale=True)
+_TEBLID = PlainRule("teblid", keeps_angle=True, keeps_scale=True)
+
+_TABLE = {
+    "sift": _Descriptor("SIFT", _create_default, _read_sift, SiftRule()),
+    "orb": _Descriptor("ORB", _create_default, _read_orb, OrbRule()),
+    "brisk": _Descriptor("BRISK", _create_default, _read_brisk, _BRISK),
+    "akaze": _Descriptor("AKAZE", _create_default, _read_akaze, AkazeRule()),
+    "kaze": _Descriptor("KAZE", _create_default, _read_kaze, KazeRule()),
+    "brief": _Descriptor("BriefDescriptorExtractor", _create_oriented, _read_brief, _BRIEF),
+    "freak": _Descriptor("FREAK", _create_default, _read_freak, _FREAK),
+    "latch": _Descriptor("LATCH", _create_default, _read_latch, _LATCH),
+    "lucid": _Descriptor("LUCID", _create_default, _read_lucid, _LUCID),
+    "daisy": _Descriptor("DAISY", _create_oriented, _read_daisy, DaisyRule()),
+    "vgg": _Descriptor("VGG", _create_for_sift_sizes, _read_warped(_VGG), _VGG),
+    "boostdesc": _Descriptor("BoostDesc", _create_for_sift_sizes, _read_warped(_BOOST), _BOOST),
+    "beblid": _Descriptor("BEBLID", _create_for_sift_sizes, _read_warped(_BEBLID), _BEBLID),
+    "teblid": _Descriptor("TEBLID", _create_for_sift_sizes, _read_teblid, _TEBLID),
+    "affine": _Descriptor("AffineFeature", _create_affine, _read_affine, AffineRule()),
+}
+
+DESCRIPTORS = tuple(_TABLE)

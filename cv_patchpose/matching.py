@@ -1,4 +1,4 @@
-"""Matching of posed keypoints: RootSIFT, mutual nearest neighbours, inliers of a geometry."""
+"""Matching of posed keypoints: RootSIFT, nearest neighbours, inliers of a geometry."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from cv_patchpose.pose_matching import consistent_matches, match_logos
+from cv_patchpose.ratio_matching import ratio_test
+
+__all__ = [
+    "GEOMETRIES",
+    "Matches",
+    "consistent_matches",
+    "describe_root_sift",
+    "find_inliers",
+    "match_keypoints",
+    "match_logos",
+    "match_mutual",
+    "ratio_test",
+]
 
 GEOMETRIES = ("homography", "fundamental")
 

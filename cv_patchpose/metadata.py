@@ -31,6 +31,7 @@ class ModelMetadata:
             grids only.
         takes_prior: The model reads what is known of the scale from a second input, "log_prior".
         magnification: Diameter of the support window in units of the keypoint's size.
+        point_window_px: Diameter of the support window of points that have no scale of their own.
         scale_offset_octaves: Calibration, added to log2 of every measured scale.
         scale_prior_octaves: Standard deviation of the Gaussian prior on log2(scale) for keypoints
             whose detector measured their scale; None: no prior.
@@ -48,6 +49,7 @@ class ModelMetadata:
     standardize: bool = False
     takes_prior: bool = False
     magnification: float = 12.0
+    point_window_px: float = 64.0
     scale_offset_octaves: float = 0.0
     scale_prior_octaves: float | None = None
     second_mode_ratio: float = 0.3
@@ -57,8 +59,9 @@ class ModelMetadata:
         """Check the numbers, and that the sampler can do what is asked."""
         if self.standardize and isinstance(self.grid, SquareGrid):
             raise ValueError("standardize: expected False with a square grid, got True")
-        if not 0.0 < self.magnification < float("inf"):
-            raise ValueError(f"magnification: expected above 0, got {self.magnification!r}")
+        for name in ("magnification", "point_window_px"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: expected above 0, got {getattr(self, name)!r}")
         if not abs(self.scale_offset_octaves) < 100.0:
             raise ValueError(
                 f"scale_offset_octaves: expected a finite number, got {self.scale_offset_octaves!r}"
@@ -101,7 +104,8 @@ class ModelMetadata:
             found = document.get("format") if isinstance(document, dict) else type(document)
             raise ValueError(f"format: expected {METADATA_FORMAT}, got {found!r}")
         entries = {name: value for name, value in document.items() if name != "format"}
-        entries.setdefault("takes_prior", False)  # absent from the first models
+        for later in ("takes_prior", "point_window_px"):  # absent from the first models
+            entries.setdefault(later, getattr(cls, later))
         _check_names("entries", entries, {f.name for f in fields(cls)} - {"color"})
         try:
             grid, color = _grid_from_entry(dict(entries.pop("grid")))
@@ -155,7 +159,13 @@ def _check_names(what: str, entries: Mapping[str, Any], expected: set[str]) -> N
 
 def _typed(entries: dict[str, Any]) -> dict[str, Any]:
     """Check the JSON types of the plain entries."""
-    numbers = {"magnification", "scale_offset_octaves", "scale_prior_octaves", "second_mode_ratio"}
+    numbers = {
+        "magnification",
+        "point_window_px",
+        "scale_offset_octaves",
+        "scale_prior_octaves",
+        "second_mode_ratio",
+    }
     kinds: dict[str, Any] = {
         "name": str,
         "standardize": bool,

@@ -25,6 +25,7 @@ def toy_metadata(**changes) -> ModelMetadata:
         "bins": PoseBins(),
         "standardize": False,
         "magnification": 12.0,
+        "point_window_px": 120.0,
         "scale_offset_octaves": 0.0,
         "scale_prior_octaves": 0.2,
         "second_mode_ratio": 0.3,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 
 from cv_patchpose import ModelError, PatchPoseAssigner, PatchPoses, PoseHistograms
+from cv_patchpose.descriptors import DESCRIPTORS
 
 SIDE = 241
 CENTER = (SIDE - 1) / 2
@@ -99,6 +101,55 @@ class TestPose:
         assert found.scale.argmax(1).tolist() == [9, 9]
         assert found.orientation.argmax(1).tolist() == [9, 9]
         np.testing.assert_allclose(found.scale.sum(1), 1, atol=1e-5)
+
+
+class TestDescriptors:
+    def test_the_descriptor_of_one_call_goes_before_the_constructors(self, toy_model):
+        assigner = PatchPoseAssigner(toy_model, descriptor="sift")
+        (sift,) = assigner.assign(disc(), [point()])
+        (orb,) = assigner.assign(disc(), [point()], descriptor="orb")
+        (again,) = assigner.assign(disc(), [point()], descriptor=cv2.ORB.create())
+        assert orb.size == pytest.approx(6 * sift.size)
+        assert orb.octave == round(np.log(orb.size / 31) / np.log(1.2))
+        assert fields(orb) == fields(again)
+        assert fields(assigner.assign(disc(), [point()])[0]) == fields(sift)
+
+    @pytest.mark.parametrize("name", DESCRIPTORS)
+    def test_every_descriptor_can_be_named(self, toy_model, name):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            posed = PatchPoseAssigner(toy_model, descriptor=name).assign(disc(), [point()] * 3)
+        assert len(posed) == 1
+
+    def test_class_id_is_the_level_where_the_descriptor_reads_it(self, toy_model):
+        found = [point(x=CENTER - 1), point()]
+        posed = PatchPoseAssigner(toy_model, descriptor="akaze").assign(disc(), found)
+        assert [k.class_id for k in posed] == [round(4 * np.log2(k.size / 4.8)) for k in posed]
+
+    @pytest.mark.parametrize(
+        ("name", "lost"),
+        [("brisk", "angle"), ("latch", "size"), ("lucid", "angle and the size")],
+    )
+    def test_a_pose_that_does_not_reach_the_descriptor_is_told_once(self, toy_model, name, lost):
+        assigner = PatchPoseAssigner(toy_model, descriptor=name)
+        with pytest.warns(UserWarning, match=rf"{name} ignores the {lost} of keypoints.*describe"):
+            assigner.assign(disc(), [point()])
+        assigner.assign(disc(), [point()])  # warnings are errors here
+
+    def test_a_part_that_is_not_written_is_not_lost(self, toy_model):
+        PatchPoseAssigner(toy_model, descriptor="brisk", assign_orientation=False).assign(
+            disc(), [point()]
+        )
+        PatchPoseAssigner(toy_model, descriptor="latch", assign_scale=False).assign(
+            disc(), [point()]
+        )
+
+    def test_duplicates_can_be_kept(self, toy_model):
+        found = [point(angle=10.0), point(angle=200.0), point(angle=10.0, x=CENTER - 2)]
+        one = PatchPoseAssigner(toy_model).assign(disc(), found)
+        every = PatchPoseAssigner(toy_model, keep_duplicates=True).assign(disc(), found)
+        assert [k.class_id for k in one] == [0, 2]
+        assert [k.class_id for k in every] == [0, 1, 2]
 
 
 class TestOptions:
@@ -324,7 +375,7 @@ class TestErrors:
             ({"window_px": 9, "scale_prior_octaves": 0.1}, 'scale_prior_octaves: expected "auto"'),
             ({"scale_prior_octaves": -1}, 'scale_prior_octaves: expected "auto", a number'),
             ({"scale_prior_octaves": "wide"}, 'scale_prior_octaves: expected "auto", a number'),
-            ({"descriptor": "surf"}, "descriptor: expected one of 'sift', a cv2.SIFT, got 'surf'"),
+            ({"descriptor": "surf"}, "descriptor: expected one of sift, orb, .* got 'surf'"),
             ({"num_threads": 0}, "num_threads: expected at least 1"),
         ],
     )

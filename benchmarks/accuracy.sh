@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Measures every accuracy figure of the README into docs/results, in about ten minutes on two cores.
+# PAIRS holds scenes in HPatches' layout, HELD_OUT photographs not trained on (a run's
+# validation.txt names them), WEIGHTS the published weights of OriNet.
+set -euo pipefail
+if (($# != 3)); then
+    echo "usage: $0 PAIRS HELD_OUT WEIGHTS" >&2
+    exit 2
+fi
+pairs=$1 held_out=$2 weights=$3
+results=$(cd "$(dirname "$0")/.." && pwd)/docs/results
+
+measure() { # output benchmark folder option...
+    echo "== $1"
+    cv-patchpose evaluate "$2" "$3" --peer-weights "$weights" --jobs 2 -o "$results/$1.json" "${@:4}"
+}
+
+rows=detector,detector-all,upright,polar,polar:2
+measure matching homography-matching "$pairs" --methods $rows
+measure matching-turned homography-matching "$pairs" --methods $rows --rotate 60
+corners=(--methods upright,polar,polar@angle --detector harris --min-zoom-change 1.3333)
+measure corners homography-matching "$pairs" "${corners[@]}"
+measure corners-turned homography-matching "$pairs" "${corners[@]}" --rotate 60
+measure pose-fixed homography-pose "$pairs" --methods identity,detector,orinet,polar
+measure pose-repeated homography-pose "$pairs" --points repeated --rotate 60 \
+    --methods identity,detector,gradient-histogram,orinet,polar
+measure clean patchpose "$held_out" --images 100 \
+    --methods identity,gradient-histogram,orinet,polar

@@ -1,0 +1,67 @@
+"""Options of the assigner, checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignerOptions:
+    """What a `PatchPoseAssigner` was asked for; its constructor describes each option.
+
+    Raises:
+        ValueError: An option out of range, or two that exclude each other.
+        TypeError: An option of the wrong type.
+    """
+
+    top_k: int
+    assign_scale: bool
+    assign_orientation: bool
+    keep_duplicates: bool
+    magnification: float | None
+    window_px: float | None
+    scale_prior_octaves: float | Literal["auto"] | None
+    num_threads: int | None
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        _check_count("top_k", self.top_k)
+        _check_positive("magnification", self.magnification)
+        _check_positive("window_px", self.window_px)
+        _check_prior(self.scale_prior_octaves)
+        if self.window_px is None:
+            return
+        if self.magnification is not None:
+            raise ValueError("window_px: expected None together with magnification, got both")
+        if self.scale_prior_octaves not in ("auto", None, math.inf):
+            raise ValueError(
+                'scale_prior_octaves: expected "auto" or None together with window_px, '
+                f"got {self.scale_prior_octaves}"
+            )
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a number or None, got {value!r}")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0 or None, got {value!r}")
+
+
+def _check_prior(prior: Any) -> None:
+    if prior is None or prior == "auto":
+        return
+    if not isinstance(prior, (int, float, np.number)) or not prior >= 0:
+        raise ValueError(
+            f'scale_prior_octaves: expected "auto", a number of at least 0 or None, got {prior!r}'
+        )
