@@ -35,11 +35,9 @@ test: $(VENV)/.full
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The older line of OpenCV, with what every install has: no ONNX Runtime (cv2.dnn runs the models), no
-# torch. The wheel installed there is tested, not the checkout; tests that need more skip themselves, but
-# for the one that expects ONNX Runtime's providers.
+# torch. The wheel installed there is tested, not the checkout; tests that need more skip themselves.
 test-opencv4: $(VENV4)/.full
-	$(VENV4)/bin/pytest $(OPENCV4_IGNORED:%=--ignore-glob='tests/test_%*') \
-	    --deselect tests/test_cli.py::TestInfo::test_model_and_engine $(PYTEST_ARGS)
+	$(VENV4)/bin/pytest $(OPENCV4_IGNORED:%=--ignore-glob='tests/test_%*') $(PYTEST_ARGS)
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo_photographs.py demo

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.descriptors import FieldRule, rule_for
+from cv_patchpose.detectors import DetectorTraits, detector_traits
 from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.histograms import (
     NO_ANGLE_DEG,
@@ -46,6 +47,10 @@ class PatchPoseAssigner:
         model: "polar" or the path of an exported ONNX file.
         descriptor: What the keypoints are described with: the name of an OpenCV descriptor, or a
             cv2 extractor object, whose settings are read; see `descriptors.rule_for`.
+        detector: What found the keypoints: one of `detectors.DETECTORS` or a cv2 detector object,
+            whose sizes have a measure of their own (ORB's and BRISK's are windows). None: told from
+            the fields, see `support.choose_support`; name BRISK, KAZE, MSD and TBMR, and ORB at
+            other than its default settings.
         top_k: Most poses per keypoint; further ones are written as further keypoints.
         assign_scale: Write the size; if not, keypoints keep theirs.
         assign_orientation: Write the angle; if not, keypoints keep theirs.
@@ -76,6 +81,7 @@ class PatchPoseAssigner:
         model: str | Path = "polar",
         *,
         descriptor: Any = "sift",
+        detector: Any = None,
         top_k: int = 1,
         assign_scale: bool = True,
         assign_orientation: bool = True,
@@ -87,6 +93,7 @@ class PatchPoseAssigner:
         scale_prior_octaves: float | Literal["auto"] | None = "auto",
     ) -> None:
         self._rule = rule_for(descriptor)
+        self._traits = None if detector is None else detector_traits(detector)
         self._options = AssignerOptions(
             top_k=top_k,
             assign_scale=bool(assign_scale),
@@ -106,7 +113,12 @@ class PatchPoseAssigner:
         return self._estimator
 
     def assign(
-        self, image: Any, keypoints: Sequence[cv2.KeyPoint], *, descriptor: Any = None
+        self,
+        image: Any,
+        keypoints: Sequence[cv2.KeyPoint],
+        *,
+        descriptor: Any = None,
+        detector: Any = None,
     ) -> tuple[cv2.KeyPoint, ...]:
         """Return keypoints with learned size and angle, ready for the descriptor.
 
@@ -120,11 +132,14 @@ class PatchPoseAssigner:
             image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32; array or cv2.UMat.
             keypoints: List or tuple of N cv2.KeyPoint on the image; not changed.
             descriptor: Another one than the constructor's for these keypoints.
+            detector: Likewise.
 
         Raises:
             TypeError: Not an image, or not keypoints.
-            ValueError: An image or a keypoint that cannot be used; an unknown descriptor.
+            ValueError: An image or a keypoint that cannot be used; an unknown descriptor or
+                detector.
         """
+        traits = self._traits if detector is None else detector_traits(detector)
         rule = self._rule if descriptor is None else rule_for(descriptor)
         self._tell_what_is_lost(rule)
         pyramid, arrays = self._read(image, keypoints)
@@ -132,7 +147,7 @@ class PatchPoseAssigner:
         if self._options.assign_orientation and not self._options.keep_duplicates:
             distinct = arrays.distinct_index()
         chosen = arrays.take(distinct)
-        poses = self._poses(pyramid, chosen)
+        poses = self._poses(pyramid, chosen, traits)
         posed = chosen.take(poses.keypoint_index)
         if self._options.assign_scale:
             posed = replace(posed, size_px=(posed.size_px * poses.scale).astype(np.float32))
@@ -159,7 +174,7 @@ class PatchPoseAssigner:
             TypeError: Not an image, or not keypoints.
             ValueError: An image or a keypoint that cannot be used.
         """
-        return self._poses(*self._read(image, keypoints))
+        return self._poses(*self._read(image, keypoints), self._traits)
 
     def histograms(self, image: Any, keypoints: Sequence[cv2.KeyPoint]) -> PoseHistograms:
         """Estimate the pose histograms of N keypoints, before any prior or calibration.
@@ -176,8 +191,9 @@ class PatchPoseAssigner:
             ValueError: An image or a keypoint that cannot be used.
         """
         pyramid, arrays = self._read(image, keypoints)
-        support = choose_support(arrays, self._estimator.metadata, self._options)
-        nothing_known = np.zeros((len(arrays), self._estimator.metadata.bins.scale), np.float32)
+        metadata = self._estimator.metadata
+        support = choose_support(arrays, metadata, self._options, self._traits)
+        nothing_known = np.zeros((len(arrays), metadata.bins.scale), np.float32)
         return self._histograms(pyramid, arrays.xy_px, support.window_px, nothing_known)
 
     def _tell_what_is_lost(self, rule: FieldRule) -> None:
@@ -237,10 +253,12 @@ class PatchPoseAssigner:
             pyramid, xy_px, window_px, angle_deg, metadata.grid, num_threads=threads
         )
 
-    def _poses(self, pyramid: ImagePyramid, keypoints: KeypointArrays) -> PatchPoses:
+    def _poses(
+        self, pyramid: ImagePyramid, keypoints: KeypointArrays, detector: DetectorTraits | None
+    ) -> PatchPoses:
         """Estimate poses; their scales are factors on the keypoints' sizes."""
         options, metadata = self._options, self._estimator.metadata
-        support = choose_support(keypoints, metadata, options)
+        support = choose_support(keypoints, metadata, options, detector)
         offset_octaves = metadata.scale_offset_octaves
         if options.magnification is not None:  # the calibration holds for the model's own
             offset_octaves += math.log2(options.magnification / metadata.magnification)
@@ -256,7 +274,8 @@ class PatchPoseAssigner:
             scale_prior_sigma=support.prior_sigma,
             scale_offset_octaves=offset_octaves,
         )
-        factor = np.where(is_flat(histograms.scale), 1.0, support.size_px / keypoints.size_px)
+        size_px = np.where(is_flat(histograms.scale), support.own_px, support.size_px)
+        factor = size_px / keypoints.size_px
         return replace(poses, scale=poses.scale * factor[poses.keypoint_index])
 
 

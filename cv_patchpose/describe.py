@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.descriptors import create_extractor, rule_for
-from cv_patchpose.field_rules import NO_ANGLE_DEG, WINDOW
+from cv_patchpose.field_rules import WINDOW
+from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import ImagePyramid, SquareGrid, build_pyramid, sample_square
 
@@ -71,7 +72,8 @@ def describe(
         num_threads: Of the sampling; None: cv2.getNumThreads().
 
     Returns:
-        The keypoints as given, and one row for each; () and None where there are none.
+        The keypoints as given, and one row for each, of zeros for KAZE where the patch is flat; ()
+        and None where there are none.
 
     Raises:
         TypeError: Not an image, or not keypoints.
@@ -121,7 +123,8 @@ def _describe_chunk(
     order = _tile_indices(found, columns, view)
     if not np.array_equal(np.sort(order), np.arange(len(patches))):
         raise RuntimeError(f"extractor: expected {len(patches)} rows, got {len(order)}")
-    return np.asarray(rows)[np.argsort(order)]
+    # Where a patch is flat, KAZE divides by the length 0 of its row.
+    return np.asarray(np.nan_to_num(rows[np.argsort(order)], copy=False, nan=0.0))
 
 
 def _lay_out(patches: NDArray[np.float32], columns: int, border_px: int) -> Mosaic:
@@ -213,7 +216,7 @@ def _view_kaze(kaze: Any) -> _View:
         nOctaveLayers=kaze.getNOctaveLayers(),
         diffusivity=kaze.getDiffusivity(),
     )
-    return _View(lowest, 48, 30)
+    return _View(lowest, 48, 34)
 
 
 def _view_brief(brief: Any) -> _View:
@@ -228,7 +231,7 @@ def _view_freak(freak: Any) -> _View:
         patternScale=freak.getPatternScale(),
         nOctaves=freak.getNOctaves(),
     )
-    window_px = 64 * float(freak.getPatternScale()) / 22
+    window_px = 46 * float(freak.getPatternScale()) / 22
     return _View(upright, window_px, 0.7 * window_px)
 
 
@@ -238,12 +241,12 @@ def _view_latch(latch: Any) -> _View:
 
 def _view_lucid(lucid: Any) -> _View:
     reach_px = int(lucid.getLucidKernel()) + int(lucid.getBlurKernel())
-    return _View(lucid, 2 * reach_px + 1, reach_px + 1, color=True)
+    return _View(lucid, 2 * reach_px + 3, reach_px + 1, color=True)
 
 
 def _view_daisy(daisy: Any) -> _View:
     radius_px = float(daisy.getRadius())
-    return _View(daisy, 2 * radius_px + 1, 2.6 * radius_px)
+    return _View(daisy, 2 * radius_px + 1, 3.1 * radius_px)
 
 
 def _view_vgg(vgg: Any) -> _View:

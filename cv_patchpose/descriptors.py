@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 
 from cv_patchpose.field_rules import (
+    BRISK_WINDOW,
     WINDOW,
     AffineRule,
     AkazeRule,
@@ -207,8 +208,8 @@ def _read_teblid(_: Any) -> FieldRule:
 _AKAZE_KAZE, _AKAZE_MLDB_UPRIGHT, _AKAZE_MLDB = 3, 4, 5
 _FREAK_PATTERN_SCALE = 22.0
 
-# The windows of BRISK and FREAK measure 2.55 and 4.6 times the size written.
-_BRISK = PlainRule("brisk", keeps_angle=False, keeps_scale=True, size_factor=WINDOW / 2.55)
+# The window of FREAK measures 4.6 times the size written.
+_BRISK = PlainRule("brisk", keeps_angle=False, keeps_scale=True, size_factor=WINDOW / BRISK_WINDOW)
 _FREAK = PlainRule("freak", keeps_angle=False, keeps_scale=True, size_factor=WINDOW / 4.6)
 _BRIEF = PlainRule("brief", keeps_angle=True, keeps_scale=False)
 _LATCH = PlainRule("latch", keeps_angle=True, keeps_scale=False)

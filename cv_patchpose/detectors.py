@@ -2,39 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.field_rules import BRISK_WINDOW, WINDOW, AkazeRule
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 
-# name: class of the cv2 object; OpenCV 5 moved some from cv2 to cv2.xfeatures2d
-_CLASSES = {
-    "sift": "SIFT",
-    "orb": "ORB",
-    "akaze": "AKAZE",
-    "kaze": "KAZE",
-    "brisk": "BRISK",
-    "fast": "FastFeatureDetector",
-    "agast": "AgastFeatureDetector",
-    "gftt": "GFTTDetector",
-    "harris": "GFTTDetector",
-    "mser": "MSER",
-    "blob": "SimpleBlobDetector",
-    "star": "StarDetector",
-    "msd": "MSDDetector",
-    "harrislaplace": "HarrisLaplaceFeatureDetector",
-    "tbmr": "TBMR",
-}
-DETECTORS = tuple(_CLASSES)
+Measures: TypeAlias = Literal["pose", "scale", "extent", "place"]
 
-# The others measure no angle: they write -1 or 0, or (MSD, TBMR) radians of something else.
-_ORIENTED = ("sift", "orb", "akaze", "brisk")
+
+@dataclass(frozen=True)
+class DetectorTraits:
+    """What the fields of a detector's keypoints mean.
+
+    Attributes:
+        class_name: Of the cv2 class; OpenCV 5 moved some from cv2 to cv2.xfeatures2d.
+        measures: "pose": scale and angle; "scale": that alone; "extent": the size of a region or
+            blob; "place": nothing but the centre. Angles of all but the first are -1, 0 or, from
+            MSD and TBMR, radians of something else.
+        size_unit: Sizes over the characteristic ones of SIFT, twice the sigma, for one support
+            window: the inverse of what `field_rules` does for the descriptor of that name.
+    """
+
+    class_name: str
+    measures: Measures
+    size_unit: float = 1.0
+
+
+# A disc answers most to a Laplacian whose sigma is its radius over the root of 2.
+EXTENT_UNIT = 2**0.5
+
+_TRAITS = {
+    "sift": DetectorTraits("SIFT", "pose"),
+    "orb": DetectorTraits("ORB", "pose", WINDOW),
+    "akaze": DetectorTraits("AKAZE", "pose", AkazeRule().size_factor),
+    "kaze": DetectorTraits("KAZE", "scale", 0.5),
+    "brisk": DetectorTraits("BRISK", "pose", WINDOW / BRISK_WINDOW),
+    "fast": DetectorTraits("FastFeatureDetector", "place"),
+    "agast": DetectorTraits("AgastFeatureDetector", "place"),
+    "gftt": DetectorTraits("GFTTDetector", "place"),
+    "harris": DetectorTraits("GFTTDetector", "place"),
+    "mser": DetectorTraits("MSER", "extent", EXTENT_UNIT),
+    "blob": DetectorTraits("SimpleBlobDetector", "extent", EXTENT_UNIT),
+    "star": DetectorTraits("StarDetector", "extent", EXTENT_UNIT),
+    "msd": DetectorTraits("MSDDetector", "scale", EXTENT_UNIT),
+    "harrislaplace": DetectorTraits("HarrisLaplaceFeatureDetector", "scale"),
+    "tbmr": DetectorTraits("TBMR", "extent", EXTENT_UNIT),
+}
+DETECTORS = tuple(_TRAITS)
+
 # Harris responses spread over more decades than the smaller eigenvalue.
 _HARRIS_QUALITY = 1e-5
+
+
+def detector_traits(detector: Any) -> DetectorTraits:
+    """Find what a detector's keypoints mean.
+
+    Args:
+        detector: One of `DETECTORS` or a cv2 detector object.
+
+    Raises:
+        ValueError: An unknown detector.
+    """
+    if isinstance(detector, str) and detector in _TRAITS:
+        return _TRAITS[detector]
+    for traits in _TRAITS.values():
+        detector_class = _find_class(traits.class_name)
+        if detector_class is not None and isinstance(detector, detector_class):
+            return traits
+    found = repr(detector) if isinstance(detector, str) else type(detector).__name__
+    raise ValueError(
+        f"detector: expected one of {', '.join(DETECTORS)} or its cv2 object, got {found}"
+    )
 
 
 def detect(image: Any, detector: str, max_points: int) -> tuple[cv2.KeyPoint, ...]:
@@ -57,8 +100,8 @@ def detect(image: Any, detector: str, max_points: int) -> tuple[cv2.KeyPoint, ..
     """
     if max_points < 1:
         raise ValueError(f"max_points: expected at least 1, got {max_points}")
-    found = arrays_from_keypoints(_create(detector, max_points).detect(image, None))
-    if detector not in _ORIENTED:
+    found = arrays_from_keypoints(create_detector(detector, max_points).detect(image, None))
+    if detector_traits(detector).measures != "pose":
         found = replace(found, angle_deg=np.full(len(found), -1, np.float32))
     return keypoints_from_arrays(found.take(strongest_index(found, max_points)))
 
@@ -76,10 +119,19 @@ def strongest_index(keypoints: KeypointArrays, count: int) -> NDArray[np.int64]:
     return keypoints.strongest_index(count)
 
 
-def _create(name: str, max_points: int) -> Any:
-    if name not in DETECTORS:
-        raise ValueError(f"detector: expected one of {', '.join(DETECTORS)}, got {name!r}")
-    options: dict[str, Any] = {
+def create_detector(name: str, max_points: int) -> Any:
+    """Make the cv2 detector of a name, at OpenCV's default settings.
+
+    Args:
+        name: One of `DETECTORS`; "harris" is GFTT with Harris' response.
+        max_points: For the detectors that need a number (ORB, GFTT).
+
+    Raises:
+        ValueError: An unknown detector.
+        ImportError: This OpenCV lacks the detector.
+    """
+    class_name = detector_traits(name).class_name
+    options: dict[str, dict[str, Any]] = {
         "orb": {"nfeatures": max_points},
         "gftt": {"maxCorners": max_points},
         "harris": {
@@ -87,15 +139,16 @@ def _create(name: str, max_points: int) -> Any:
             "useHarrisDetector": True,
             "qualityLevel": _HARRIS_QUALITY,
         },
-    }.get(name, {})
-    return _find_class(_CLASSES[name]).create(**options)
+    }
+    detector_class = _find_class(class_name)
+    if detector_class is None:
+        raise ImportError(
+            f"OpenCV {cv2.__version__} is built without {class_name}: "
+            "pip install opencv-contrib-python instead of opencv-python"
+        )
+    return detector_class.create(**options.get(name, {}))
 
 
 def _find_class(name: str) -> Any:
-    for room in (cv2, getattr(cv2, "xfeatures2d", None)):
-        if hasattr(room, name):
-            return getattr(room, name)
-    raise ImportError(
-        f"OpenCV {cv2.__version__} is built without {name}: "
-        "pip install opencv-contrib-python instead of opencv-python"
-    )
+    rooms = (cv2, getattr(cv2, "xfeatures2d", None))
+    return next((getattr(room, name) for room in rooms if hasattr(room, name)), None)

@@ -17,6 +17,7 @@ from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays
 
 WINDOW = 6.0  # side of the support window over the characteristic size
+BRISK_WINDOW = 2.55  # the same over the size BRISK reads and writes
 _SMALLEST_SIZE_PX = 0.5  # OpenCV 4 overruns its memory from 0.43 px downwards
 _SMALLEST_LEVEL_SIZE_PX = 2.0  # AKAZE and KAZE sample at round(size / 2): below, all in one point
 

@@ -78,7 +78,8 @@ def keypoints_from_laf(
     Raises:
         TypeError: Not an array of numbers.
         ValueError: Another shape, a number that is not finite, a frame that is mirrored or has no
-            area (kornia fills up with zeros), or a descriptor without a rule.
+            area (kornia fills up with zeros), a centre outside the image, or a descriptor without
+            a rule.
     """
     _check_factor(scale_per_size)
     frames = _read_array("laf", laf, "(N, 2, 3) or (1, N, 2, 3)")
@@ -143,7 +144,7 @@ def keypoints_from_colmap(
     Raises:
         TypeError: Not an array of numbers.
         ValueError: Another shape, a number that is not finite, a scale or area that is not
-            positive, or a descriptor without a rule.
+            positive, a centre outside the image, or a descriptor without a rule.
     """
     table = _read_array("rows", rows, "(N, 4) or (N, 6)")
     if table.ndim != 2 or table.shape[1] not in (4, 6):
@@ -189,8 +190,8 @@ def keypoints_from_array(
     Raises:
         TypeError: Not an array of numbers.
         ValueError: Another shape, a number that is not finite, a size that is not positive, an
-            octave or class_id that is no whole number of 32 bits, a descriptor without a rule or
-            without an image size.
+            octave or class_id that is no whole number of 32 bits; with a descriptor also a centre
+            outside the image, no image size or no rule.
     """
     table = _read_array("array", array, "(N, 7)")
     if table.ndim != 2 or table.shape[1] != 7:

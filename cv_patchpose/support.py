@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.detectors import EXTENT_UNIT, DetectorTraits, detector_traits
 from cv_patchpose.keypoints import KeypointArrays
 from cv_patchpose.metadata import ModelMetadata
 from cv_patchpose.options import AssignerOptions
@@ -16,6 +17,8 @@ _SMALLEST_POINT_SIZE_PX = 6.0
 # Regions and blobs of one scale per image structure: known, but loosely.
 _BLOB_SIGMA_OCTAVES = 0.5
 _EQUAL_PX = 1e-3
+_SAME_SIZE = 1e-4  # relative: sizes are float32
+_MOST_LEVELS = 40
 
 
 @dataclass(frozen=True)
@@ -24,31 +27,47 @@ class Support:
 
     Attributes:
         window_px: (N,) diameters of the windows that the model reads.
-        size_px: (N,) sizes that scale 1 means.
+        own_px: (N,) sizes given, as SIFT defines them: twice the sigma.
+        size_px: (N,) sizes that scale 1 means, likewise.
         prior_sigma: (N,) octaves, how well `size_px` is known; inf: not at all.
     """
 
     window_px: NDArray[np.float64]
+    own_px: NDArray[np.float64]
     size_px: NDArray[np.float64]
     prior_sigma: NDArray[np.float64]
 
 
 def choose_support(
-    keypoints: KeypointArrays, metadata: ModelMetadata, options: AssignerOptions
+    keypoints: KeypointArrays,
+    metadata: ModelMetadata,
+    options: AssignerOptions,
+    detector: DetectorTraits | None = None,
 ) -> Support:
     """Choose windows and priors from what the keypoints' detector measured.
 
-    - Keypoints with an octave or an angle come from a detector that measures scale (SIFT, ORB,
-      AKAZE...): the window is the magnification times their size, the prior the model's.
-    - Others of different sizes are regions or blobs (MSER, SimpleBlob, Star...): the same window,
-      with a wide prior.
-    - Others of one size are points (FAST, GFTT, clicks): one window, no prior.
+    - Keypoints whose scale was measured (SIFT, ORB, AKAZE...): the window is the magnification
+      times their size, the prior the model's.
+    - Regions and blobs (MSER, SimpleBlob, Star...): the same window, with a wide prior.
+    - Points (FAST, GFTT, clicks): one window, no prior.
+
+    Where the detector is not given, keypoints with an octave or an angle count as measured, others
+    of different sizes as regions, others of one size as points; and ORB's and AKAZE's at their
+    default settings are recognised by their sizes, which have another measure than SIFT's.
 
     An explicit magnification or window holds for all of them.
     """
-    size_px = keypoints.size_px.astype(np.float64)
-    measured = (keypoints.octave != 0) | (keypoints.angle_deg > 0)  # -1 and 0: no angle measured
-    points = _are_points(size_px, measured)
+    own_px = keypoints.size_px.astype(np.float64)
+    if detector is None:
+        measured = _have_scale(keypoints)
+        points = _are_points(own_px, measured)
+        units = _recognized_units(keypoints)
+        own_px /= np.where(measured | points, units, EXTENT_UNIT)
+    else:
+        own_px /= detector.size_unit
+        measured = np.full(len(own_px), detector.measures in ("pose", "scale"))
+        points = np.full(len(own_px), detector.measures == "place")
+    size_px = own_px.copy()
     window_px = size_px * (options.magnification or metadata.magnification)
     if options.window_px is not None:
         window_px = np.full(len(size_px), float(options.window_px))
@@ -56,7 +75,26 @@ def choose_support(
     elif options.magnification is None and points.any():
         window_px[points] = metadata.point_window_px
         size_px[points] = np.maximum(size_px[points], _SMALLEST_POINT_SIZE_PX)
-    return Support(window_px, size_px, _prior_sigmas(measured, points, metadata, options))
+    return Support(window_px, own_px, size_px, _prior_sigmas(measured, points, metadata, options))
+
+
+def _recognized_units(keypoints: KeypointArrays) -> NDArray[np.float64]:
+    """(N,) sizes over those of SIFT, 1 unless a keypoint looks exactly like ORB's or AKAZE's."""
+    size_px = keypoints.size_px.astype(np.float64)
+    octave = np.clip(keypoints.octave, 0, _MOST_LEVELS)
+    level = np.clip(keypoints.class_id, 0, _MOST_LEVELS)
+    # ORB writes 31 * 1.2 ^ octave, AKAZE 4.8 * 2 ^ (class_id / 4).
+    orb = (keypoints.octave == octave) & (keypoints.angle_deg >= 0) & (keypoints.class_id < 0)
+    orb &= np.abs(size_px / (31 * 1.2**octave) - 1) < _SAME_SIZE
+    akaze = (keypoints.class_id == level) & (keypoints.octave == level // 4)
+    akaze &= np.abs(size_px / (4.8 * 2 ** (level / 4)) - 1) < _SAME_SIZE
+    units = np.where(orb, detector_traits("orb").size_unit, 1.0)
+    return np.where(akaze, detector_traits("akaze").size_unit, units)
+
+
+def _have_scale(keypoints: KeypointArrays) -> NDArray[np.bool_]:
+    """(N,) bool: an octave or an angle was measured; -1 and 0 stand for none."""
+    return np.asarray((keypoints.octave != 0) | (keypoints.angle_deg > 0))
 
 
 def _are_points(size_px: NDArray[np.float64], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:

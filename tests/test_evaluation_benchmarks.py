@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,49 @@ def test_turning_image_2_is_part_of_the_truth(root):
     assert homography_matching.run_benchmark(root, protocol).rows[0]["mma_3"] > 0.4
 
 
+@pytest.mark.parametrize(
+    ("detector", "descriptor"), [("orb", "orb"), ("akaze", "akaze"), ("fast", "brief")]
+)
+def test_any_descriptor_matches_what_was_turned(root, detector, descriptor):
+    methods = ("detector", "detector@describe")
+    protocol = MatchingProtocol(
+        methods=methods, detector=detector, descriptor=descriptor, max_keypoints=200, quick=True
+    )
+    rows = homography_matching.run_benchmark(root, protocol).rows
+    assert [row["refused_pairs"] for row in rows] == [0, 0]
+    assert min(row["mma_3"] for row in rows) > 0.3
+
+
+def test_refused_pairs_are_counted_and_have_no_matches(root, toy_model):
+    methods = ("detector", str(toy_model), f"{toy_model}@naive")
+    protocol = MatchingProtocol(methods=methods, descriptor="orb", max_keypoints=100, quick=True)
+    own, written, naive = homography_matching.run_benchmark(root, protocol).rows
+    assert own["refused_pairs"] == written["refused_pairs"] == 0
+    assert min(own["matches"], written["matches"]) > 0
+    assert naive["refused_pairs"] == naive["pairs"] == 2
+    assert naive["matches"] == naive["mma_3"] == naive["correct_matches"] == 0
+
+
+def test_pairings_page_says_where_the_detector_is_ahead():
+    script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/pairings.py"))
+
+    def result(rotate, own, ours):
+        figures = zip(script["methods_of"]("polar"), (own, 9, 0, ours, ours - 1), strict=True)
+        rows = [
+            {"method": m, "correct_matches": n, "mma_3": n / 100, "refused_pairs": int(not n)}
+            for m, n in figures
+        ]
+        return {"detector": "orb", "descriptor": "sift", "rotate": rotate, "rows": rows}
+
+    results = [result(0.0, 30, 20), result(60.0, 10, 12)]
+    losses = script["format_losses"](results, "polar")
+    assert "- orb + sift: correct matches 20 against 30; MMA@3 0.200 against 0.300." in losses
+    assert "60 degrees" not in losses
+    assert "ahead everywhere" in script["format_losses"](results[1:], "polar")
+    line = script["format_line"](results[0], script["methods_of"]("polar"))
+    assert line.startswith("orb + sift | **30** / 0.300 | 9 / 0.090 | 0 / 0.000, refused 1 | 20 /")
+
+
 def test_protocol_that_leaves_no_pair_says_so(root):
     protocol = MatchingProtocol(methods=("upright",), min_zoom_change=8.0)
     with pytest.raises(ValueError, match="root: expected pairs that meet the protocol"):
@@ -132,7 +176,8 @@ def test_protocol_that_leaves_no_pair_says_so(root):
         ({"max_keypoints": 0}, "max_keypoints: expected a finite number above 0, got 0"),
         ({"zoom": -1.0}, "zoom: expected a finite number above 0"),
         ({"corner_size": float("nan")}, "corner_size: expected a finite number above 0"),
-        ({"detector": "surf"}, "detector: expected one of sift, gftt, .* got 'surf'"),
+        ({"detector": "surf"}, "detector: expected one of sift, orb, .* got 'surf'"),
+        ({"descriptor": "surf"}, "descriptor: expected one of sift, orb, .* got 'surf'"),
         ({"min_zoom_change": 0.5}, "min_zoom_change: expected above 1"),
     ],
 )
@@ -246,11 +291,13 @@ def test_nothing_measured_is_an_error():
 def test_command_writes_json_and_prints_a_table(root, tmp_path, capsys):
     output = tmp_path / "out.json"
     options = ["--methods", "upright,detector", "--quick", "--max-keypoints", "100"]
+    options += ["--detector", "brisk", "--descriptor", "freak"]
     assert main(["evaluate", "homography-matching", str(root), *options, "-o", str(output)]) == 0
     content = json.loads(output.read_text())
     assert list(content) == ["benchmark", "protocol", "rows", "failures", "environment"]
     assert content["benchmark"] == "homography-matching"
     assert content["protocol"]["max_keypoints"] == 100
+    assert content["protocol"]["descriptor"] == "freak"
     assert [row["method"] for row in content["rows"]] == ["upright", "detector"]
     assert content["rows"][0]["pairs"] == 2
     assert {"cpu", "threads", "commit", "opencv", "numpy"} <= set(content["environment"])
@@ -281,6 +328,7 @@ def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, 
     [
         (["stereo", "ROOT"], "benchmark: expected one of homography-matching, homography-pose"),
         (["homography-pose", "ROOT", "--methods", "siift"], "methods: expected identity"),
+        (["homography-matching", "ROOT", "--descriptor", "surf"], "descriptor: expected one of"),
         (["patchpose", "ROOT", "--detector", "orb"], "--detector: expected an option of patchpose"),
         (["homography-pose", "ROOT", "--methods", "orinet"], "peer_weights: expected a folder"),
         (["homography-pose", "EMPTY"], "root: expected folders"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from cv_patchpose.descriptors import rule_for
+from cv_patchpose.evaluation.description import Features, describe_keypoints, match_features
 from cv_patchpose.evaluation.detection import DETECTORS, SCALELESS_DETECTORS, detect
 from cv_patchpose.evaluation.gradient_histogram import dominant_gradient_deg
 from cv_patchpose.evaluation.methods import (
@@ -22,6 +25,8 @@ from cv_patchpose.evaluation.peers import OriNet
 from cv_patchpose.evaluation.runner import load_methods
 from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.homography import project
+from cv_patchpose.keypoints import keypoints_from_arrays
+from cv_patchpose.matching import describe_root_sift
 
 PEER_WEIGHTS = Path(__file__).parents[2] / "shared/data/peer-weights"
 
@@ -54,14 +59,47 @@ def test_convention_gradient_histogram_points_to_the_bright_side_clockwise(direc
 def test_detections_are_the_strongest_places_in_order(view, detector):
     everything = detect(view, detector, 10_000, 12.0)
     kept = detect(view, detector, 50, 12.0)
-    assert len(kept.points) == 50
+    assert len(kept.points) == min(50, len(everything.points))
+    assert len(kept.points) == 50 or detector == "blob"
     assert (np.diff(kept.points.response) <= 0).all()
-    if detector != "orb":
+    if len(kept.points) == 50 and detector != "orb":
         assert kept.points.response.min() == pytest.approx(everything.points.response[49])
-    assert len(kept.points.distinct_index()) == 50
-    scaleless = detector in SCALELESS_DETECTORS
-    assert (kept.points.size_px == 12).all() == scaleless
-    assert (kept.points.angle_deg == -1).all() == scaleless
+    assert len(kept.points.distinct_index()) == len(kept.points)
+    assert (kept.points.size_px == 12).all() == (detector in SCALELESS_DETECTORS)
+    oriented = detector in ("sift", "orb", "akaze", "brisk")
+    assert (kept.points.angle_deg == -1).all() == (not oriented)
+
+
+@pytest.mark.parametrize("detector", ["mser", "tbmr"])
+def test_detectors_without_response_give_points_from_all_over(view, detector):
+    everything = detect(view, detector, 10_000, 12.0).points
+    kept = detect(view, detector, 50, 12.0).points
+    assert np.ptp(everything.response) == 0
+    assert_allclose(kept.xy_px.mean(0), everything.xy_px.mean(0), atol=80)
+    assert np.ptp(kept.xy_px[:, 0]) > 0.8 * np.ptp(everything.xy_px[:, 0])
+
+
+@pytest.mark.parametrize("detector", ["orb", "akaze", "brisk", "kaze"])
+def test_size_units_are_the_inverse_of_the_descriptors_rules(view, detector):
+    found = detect(view, detector, 50, 12.0)
+    back = rule_for(detector).write(found.characteristic, view.image.shape[:2])
+    assert_allclose(back.size_px, found.points.size_px, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sift", "orb", "akaze", "brisk"])
+def test_a_detector_s_own_descriptor_gets_its_own_fields(view, name):
+    found = detect(view, name, 50, 12.0)
+    posed = load_method("detector", MethodSettings()).pose(view.image, found, name)
+    for field in ("size_px", "octave", "class_id"):
+        assert_allclose(getattr(posed, field), getattr(found.points, field))
+
+
+def test_other_descriptors_get_fields_by_their_rule(view):
+    found = detect(view, "orb", 50, 12.0)
+    posed = load_method("upright", MethodSettings()).pose(view.image, found, "sift")
+    expected = rule_for("sift").write(found.characteristic, view.image.shape[:2])
+    assert_allclose(posed.size_px, found.points.size_px / 6)
+    assert_allclose(posed.octave, expected.octave)
 
 
 def test_all_orientations_belong_to_the_same_places(sift_detections):
@@ -130,7 +168,39 @@ def test_learned_method_follows_the_assigner(view, sift_detections, toy_model):
     assert_allclose(posed.size_px, estimates.size_px, rtol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["sift", "polar:two", "polar@size", ":2", ""])
+def test_naive_poses_leave_the_other_fields_as_detected(view, toy_model):
+    found = detect(view, "orb", 60, 12.0)
+    settings = MethodSettings()
+    naive = load_method(f"{toy_model}:2@naive", settings)
+    posed = naive.pose(view.image, found, "sift")
+    written = load_method(f"{toy_model}:2", settings).pose(view.image, found, "sift")
+    assert naive.route == "naive"
+    assert len(posed) == len(written) >= 60
+    own = found.points.take(written.class_id)
+    assert_allclose(posed.xy_px, own.xy_px)
+    assert_allclose(posed.octave, own.octave)
+    assert_allclose(posed.class_id, own.class_id)
+    assert_allclose(posed.angle_deg, written.angle_deg)
+    assert_allclose(posed.size_px, 6 * written.size_px, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["upright", "detector", "gradient-histogram", "MODEL"])
+def test_patches_get_characteristic_sizes(view, flat_model, name):
+    found = detect(view, "orb", 40, 12.0)
+    spec = f"{flat_model if name == 'MODEL' else name}@describe"
+    method = load_method(spec, MethodSettings())
+    assert method.route == "patches"
+    posed = method.pose(view.image, found, "orb")
+    assert_allclose(posed.size_px, found.characteristic.size_px)
+
+
+@pytest.mark.parametrize("descriptor", ["brisk", "freak"])
+def test_what_a_descriptor_does_not_read_is_no_warning(view, toy_model, descriptor):
+    found = detect(view, "fast", 20, 12.0)
+    assert len(load_method(str(toy_model), MethodSettings()).pose(view.image, found, descriptor))
+
+
+@pytest.mark.parametrize("spec", ["sift", "polar:two", "polar@size", ":2", "", "upright@naive"])
 def test_unknown_method_lists_the_accepted_ones(spec):
     with pytest.raises(ValueError, match=r"methods: expected identity, upright, .* got"):
         load_method(spec, MethodSettings())
@@ -147,7 +217,9 @@ def test_methods_must_differ():
             load_methods(specs, MethodSettings())
 
 
-@pytest.mark.parametrize("spec", ["detector-all", "polar:2", "polar:3@angle"])
+@pytest.mark.parametrize(
+    "spec", ["detector-all", "detector-all@describe", "polar:2", "polar:3@angle", "polar:2@naive"]
+)
 def test_several_poses_per_point_are_refused_for_relative_pose(spec):
     with pytest.raises(ValueError, match=f"methods: expected one pose per point, got '{spec}'"):
         require_one_pose(("identity", spec))
@@ -196,3 +268,68 @@ def test_sift_places_points_at_whole_pixels_where_the_dots_are():
     cv2.circle(image, (70, 40), 4, (255, 255, 255), -1)
     points = detect(turn_image(image), "sift", 1, 12.0).points
     assert_allclose(points.xy_px[0], (70, 40), atol=0.3)
+
+
+@pytest.mark.parametrize("descriptor", ["sift", "orb", "brief"])
+def test_matches_are_mutual_nearest_neighbours(view, descriptor):
+    method = load_method("upright", MethodSettings())
+    posed = method.pose(view.image, detect(view, "fast", 80, 12.0), descriptor)
+    order = np.random.default_rng(0).permutation(len(posed))
+    first = describe_keypoints(view.image, posed, descriptor)
+    second = describe_keypoints(view.image, posed.take(order[:60]), descriptor)
+    index = match_features(first, second)
+    bits = np.unpackbits if descriptor != "sift" else np.asarray
+    rows = [np.array([bits(row) for row in f.descriptors], float) for f in (first, second)]
+    distance = np.linalg.norm(rows[0][:, None] - rows[1], axis=2)
+    assert_allclose(distance[tuple(index.T)], distance[index[:, 0]].min(1), atol=1e-4)
+    assert_allclose(distance[tuple(index.T)], distance[:, index[:, 1]].min(0), atol=1e-4)
+    assert (np.diff(index[:, 0]) > 0).all()
+    assert np.mean(np.all(first.xy_px[index[:, 0]] == second.xy_px[index[:, 1]], axis=1)) > 0.9
+
+
+def test_sift_is_described_as_root_sift(view, sift_detections):
+    points = sift_detections.points
+    features = describe_keypoints(view.image, points, "sift")
+    xy_px, rows = describe_root_sift(view.image, keypoints_from_arrays(points))
+    assert_allclose(features.xy_px, xy_px)
+    assert_allclose(features.descriptors, rows)
+    patches = describe_keypoints(view.image, points, "sift", "patches")
+    assert_allclose(np.linalg.norm(patches.descriptors, axis=1), 1, atol=1e-3)
+
+
+def test_no_keypoints_have_no_features_and_no_matches(view, sift_detections):
+    none = sift_detections.points.take(np.arange(0))
+    some = describe_keypoints(view.image, sift_detections.points, "sift")
+    for route in ("fields", "naive", "patches"):
+        features = describe_keypoints(view.image, none, "sift", route)
+        assert not features.refused
+        assert len(features.xy_px) == 0
+        assert match_features(features, some).shape == (0, 2)
+        assert match_features(some, features).shape == (0, 2)
+
+
+@pytest.mark.parametrize("descriptor", ["orb", "akaze", "kaze"])
+def test_naive_fields_that_a_descriptor_refuses_are_no_error(view, sift_detections, descriptor):
+    """SIFT's packed octave would have ORB allocate 66 GB, its class_id is no level of AKAZE's."""
+    features = describe_keypoints(view.image, sift_detections.points, descriptor, "naive")
+    assert features.refused
+    assert features.xy_px.shape == (0, 2)
+
+
+def test_fields_that_were_written_are_an_error_if_refused(view, sift_detections):
+    with pytest.raises(cv2.error):
+        describe_keypoints(view.image, sift_detections.points, "akaze")
+
+
+def test_what_kaze_makes_of_its_level_0_is_numbers(view):
+    points = detect(view, "kaze", 20, 12.0).points
+    features = describe_keypoints(
+        view.image, replace(points, class_id=np.zeros_like(points.class_id)), "kaze", "naive"
+    )
+    assert np.isfinite(features.descriptors).all()
+
+
+def test_bytes_are_compared_by_their_bits():
+    first = Features(np.zeros((1, 2)), np.array([[0, 0b1111]], np.uint8))
+    second = Features(np.zeros((2, 2)), np.array([[128, 0b1111], [0, 0b0110]], np.uint8))
+    assert match_features(first, second).tolist() == [[0, 0]]

@@ -15,9 +15,9 @@ PACKAGE = Path(cv_patchpose.__file__).parent
 LAYERS = (
     {"errors", "homography", "pyramid"},
     {"histograms", "keypoints", "patches"},
-    {"metadata", "options", "field_rules", "detectors", "files", "pickling"},
-    {"descriptors", "support"},
-    {"estimator", "describe"},
+    {"metadata", "options", "field_rules", "files", "pickling"},
+    {"descriptors", "detectors"},
+    {"estimator", "describe", "support"},
     {"assigner"},
     {"feature2d", "interop", "pose_matching", "ratio_matching"},
     {"matching"},

@@ -287,6 +287,19 @@ def test_octaves_and_class_ids_must_be_whole(column, name, value):
         keypoints_from_array([row])
 
 
+def test_centres_must_lie_on_the_image():
+    outside = [keypoint(x=700.0)]
+    message = "keypoints: expected centres on the 640 x 480 image, got .* at index 0"
+    for convert in (
+        lambda: keypoints_from_laf(laf_from_keypoints(outside), IMAGE_SIZE),
+        lambda: keypoints_from_colmap(colmap_from_keypoints(outside), IMAGE_SIZE),
+        lambda: keypoints_from_array(array_from_keypoints(outside), IMAGE_SIZE, descriptor="orb"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert()
+    assert keypoints_from_array(array_from_keypoints(outside))[0].pt == (700, 20)
+
+
 def test_other_numbers_of_columns_are_refused():
     with pytest.raises(ValueError, match="columns: expected 4 or 6, got 5"):
         colmap_from_keypoints([], columns=5)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from cv_patchpose.descriptors import rule_for
+from cv_patchpose.detectors import create_detector, detector_traits
 from cv_patchpose.histograms import PoseBins, log_scale_prior
-from cv_patchpose.keypoints import KeypointArrays
+from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints
 from cv_patchpose.metadata import ModelMetadata
 from cv_patchpose.options import AssignerOptions
 from cv_patchpose.patches import PolarGrid
@@ -43,8 +47,8 @@ def keypoints(size_px, angle_deg=-1.0, octave=0):
     )
 
 
-def chosen(points, **changes):
-    support = choose_support(points, METADATA, options(**changes))
+def chosen(points, *, detector=None, **changes):
+    support = choose_support(points, METADATA, options(**changes), detector)
     return support.window_px.tolist(), support.size_px.tolist(), support.prior_sigma.tolist()
 
 
@@ -66,8 +70,10 @@ def test_points_without_extent_get_a_size_that_can_be_described(size):
 
 
 def test_regions_have_windows_of_their_own_and_a_wide_prior():
-    found = chosen(keypoints([10.0, 30.0]))
-    assert found == ([180.0, 540.0], [10.0, 30.0], [0.5, 0.5])
+    window_px, size_px, sigma = chosen(keypoints([10.0, 30.0]))
+    assert size_px == pytest.approx([10 / 2**0.5, 30 / 2**0.5])
+    assert window_px == pytest.approx([180 / 2**0.5, 540 / 2**0.5])
+    assert sigma == [0.5, 0.5]
 
 
 def test_points_and_measured_keypoints_may_come_together():
@@ -91,6 +97,57 @@ def test_an_explicit_prior_holds_for_all(prior, sigma):
     mixed = keypoints([7.0, 4.0, 9.0])
     mixed.octave[1] = 1
     assert chosen(mixed, scale_prior_octaves=prior)[2] == [sigma] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"), [("orb", 31.0, 31 / 6), ("brisk", 12.0, 5.1), ("kaze", 3.0, 6.0)]
+)
+def test_sizes_of_a_known_detector_are_brought_to_those_of_sift(name, size, expected):
+    window_px, size_px, sigma = chosen(keypoints([size]), detector=detector_traits(name))
+    assert size_px == pytest.approx([expected])
+    assert window_px == pytest.approx([18 * expected])
+    assert sigma == [0.2]
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma"), [("mser", 0.5), ("msd", 0.2), ("harrislaplace", 0.2), ("tbmr", 0.5)]
+)
+def test_a_known_detector_says_how_well_the_scale_is_known(name, sigma):
+    alone = keypoints([10.0], angle_deg=1.5)  # one size and an angle that is none
+    traits = detector_traits(name)
+    window_px, size_px, found = chosen(alone, detector=traits)
+    assert size_px == pytest.approx([10 / traits.size_unit])
+    assert window_px == pytest.approx([180 / traits.size_unit])
+    assert found == [sigma]
+
+
+@pytest.mark.parametrize("name", ["fast", "agast", "gftt", "harris"])
+def test_known_points_are_points(name):
+    found = chosen(keypoints([7.0, 8.0]), detector=detector_traits(name))
+    assert found == ([64.0, 64.0], [7.0, 8.0], [np.inf, np.inf])
+
+
+@pytest.mark.parametrize("name", ["orb", "akaze"])
+def test_keypoints_of_orb_and_akaze_are_recognised(name, photograph):
+    found = arrays_from_keypoints(create_detector(name, 300).detect(photograph))
+    assert len(found) > 100
+    assert chosen(found) == chosen(found, detector=detector_traits(name))
+
+
+@pytest.mark.parametrize("name", ["sift", "fast", "gftt", "star"])
+def test_keypoints_of_others_are_not_taken_for_those(name, photograph):
+    found = arrays_from_keypoints(create_detector(name, 300).detect(photograph))
+    assert chosen(found) == chosen(found, detector=detector_traits(name))
+
+
+@pytest.mark.parametrize("name", ["sift", "orb", "akaze"])
+def test_scale_one_gives_a_detector_s_keypoints_back_to_its_descriptor(name, photograph):
+    found = arrays_from_keypoints(create_detector(name, 300).detect(photograph))
+    size_px = np.asarray(chosen(found)[1], np.float32)
+    written = rule_for(name).write(replace(found, size_px=size_px), photograph.shape[:2])
+    np.testing.assert_allclose(written.size_px, found.size_px, rtol=1e-5)
+    # SIFT keeps a fraction in the third byte, which nothing reads.
+    assert (written.octave & 0xFFFF == found.octave & 0xFFFF).mean() > 0.99
 
 
 def test_nothing_in_nothing_out():

@@ -62,7 +62,9 @@ def known_batch():
     """Two keypoints in two views: turned by 30 degrees and zoomed by 2, windows of one size."""
     turn = 2.0 * np.array([[np.sqrt(3) / 2, -0.5], [0.5, np.sqrt(3) / 2]])
     jacobian = np.stack([np.eye(2), turn])[None].repeat(2, 0)
-    return Batch(np.empty((2, 2, 1, 1, 1), np.float32), jacobian, np.full((2, 2), 5.0), np.full((2, 2), np.inf))
+    nothing_known = np.full((2, 2), np.inf)
+    patches = np.empty((2, 2, 1, 1, 1), np.float32)
+    return Batch(patches, jacobian, np.full((2, 2), 5.0), nothing_known)
 
 
 def logits_at(scale_bins, orientation_bins):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cv_patchpose.descriptors import DESCRIPTORS
 from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
 from cv_patchpose.evaluation.detection import DETECTORS
 from cv_patchpose.evaluation.report import describe_environment, format_table
@@ -38,8 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--methods", type=_comma_list, required=True, metavar="A,B,...",
             help="identity, upright, detector, detector-all, gradient-histogram, orinet, polar or "
             "a path to an ONNX file; learned ones take :K for the K best poses, @angle or @scale "
-            "to write only that")  # fmt: skip
+            "to write only that, @naive to leave octave and class_id as detected, @describe for "
+            "rectified patches")  # fmt: skip
     options("--detector", default=absent, help=f"one of {', '.join(DETECTORS)} (default sift)")
+    options("--descriptor", default=absent,
+            help=f"one of {', '.join(DESCRIPTORS)} (default sift, as RootSIFT)")  # fmt: skip
     options("--max-keypoints", type=int, default=absent, help="strongest points kept (1000)")
     options("--corner-size", type=float, default=absent, metavar="PX",
             help="size of points of detectors without scale (12)")  # fmt: skip

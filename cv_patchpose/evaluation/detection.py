@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose import detectors
+from cv_patchpose.descriptors import rule_for
 from cv_patchpose.evaluation.sequences import View
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints
 
-DETECTORS = ("sift", "gftt", "harris", "fast", "orb", "akaze")
-SCALELESS_DETECTORS = ("gftt", "harris", "fast")
+DETECTORS = detectors.DETECTORS
+SCALELESS_DETECTORS = ("gftt", "harris", "fast", "agast")
+# Descriptors that read what the detector of their name writes. KAZE's makes NaN of some of it.
+_PAIRED = ("sift", "orb", "akaze", "brisk")
 # Harris responses spread over more decades than the smaller eigenvalue.
 _CORNER_QUALITY = {"gftt": 1e-2, "harris": 1e-5}
 _CORNER_DISTANCE_PX = 5.0
@@ -30,16 +33,51 @@ class Detections:
         points: One keypoint per centre and size, strongest first. Of several orientations it is
             the one the detector lists first; OpenCV's SIFT lists the smallest angle first.
         oriented: The same points with all the orientations the detector found.
+        detector: Its name.
     """
 
     points: KeypointArrays
     oriented: KeypointArrays
+    detector: str = "sift"
+
+    @property
+    def size_unit(self) -> float:
+        """The detector's sizes over the characteristic ones, as SIFT defines them."""
+        return detectors.detector_traits(self.detector).size_unit
+
+    @property
+    def characteristic(self) -> KeypointArrays:
+        """The points with characteristic sizes."""
+        return self._with_characteristic_sizes(self.points)
+
+    def write_fields(
+        self, keypoints: KeypointArrays, descriptor: str, image_size: tuple[int, ...]
+    ) -> KeypointArrays:
+        """Write what a descriptor reads of a pose of the detector's size, as a careful user would.
+
+        Where detector and descriptor are two halves of one method (SIFT, ORB, AKAZE, BRISK), the
+        detector has written all of it, and nothing is changed. Elsewhere size, octave and class_id
+        are written by the descriptor's rule, from the detector's size brought to SIFT's measure.
+
+        Args:
+            keypoints: Of these detections, with the angles to be described with.
+            descriptor: One of :data:`cv_patchpose.descriptors.DESCRIPTORS`.
+            image_size: (height, width) of the image they are described on.
+        """
+        if self.detector == descriptor and descriptor in _PAIRED:
+            return keypoints
+        sized = self._with_characteristic_sizes(keypoints)
+        return rule_for(descriptor).write(sized, (image_size[0], image_size[1]))
+
+    def _with_characteristic_sizes(self, keypoints: KeypointArrays) -> KeypointArrays:
+        return replace(keypoints, size_px=keypoints.size_px / np.float32(self.size_unit))
 
 
 def detect(view: View, detector: str, max_points: int, corner_size_px: float) -> Detections:
     """Detect the strongest points of an image, by response.
 
-    Points of detectors without a scale (gftt, harris, fast) get one fixed size.
+    Points of detectors without a scale (gftt, harris, fast, agast) get one fixed size. The other
+    fields are the detector's own, but for angles that it does not measure: those are -1.
 
     Args:
         view: Image; on a turned view points off the photograph are left out.
@@ -56,8 +94,8 @@ def detect(view: View, detector: str, max_points: int, corner_size_px: float) ->
     margin_px = _TURNED_MARGIN_PX if view.is_turned else 0.0
     shown = view.shows(found.xy_px.astype(np.float64), margin_px)
     found = found.take(np.flatnonzero(shown))
-    oriented = found.take(found.strongest_index(max_points))
-    return Detections(oriented.take(oriented.distinct_index()), oriented)
+    oriented = found.take(detectors.strongest_index(found, max_points))
+    return Detections(oriented.take(oriented.distinct_index()), oriented, detector)
 
 
 def harris_corners(image: NDArray[np.uint8]) -> KeypointArrays:

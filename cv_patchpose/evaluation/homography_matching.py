@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.descriptors import rule_for
+from cv_patchpose.descriptors import DESCRIPTORS
+from cv_patchpose.evaluation.description import Features, describe_keypoints, match_features
 from cv_patchpose.evaluation.detection import DETECTORS, detect
 from cv_patchpose.evaluation.methods import Method, MethodSettings
 from cv_patchpose.evaluation.metrics import (
@@ -34,8 +35,6 @@ from cv_patchpose.evaluation.sequences import (
 )
 from cv_patchpose.files import read_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
-from cv_patchpose.keypoints import KeypointArrays, keypoints_from_arrays
-from cv_patchpose.matching import describe_root_sift, match_mutual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,9 @@ class MatchingProtocol:
     Attributes:
         methods: Names of the methods compared.
         detector: One of :data:`cv_patchpose.evaluation.detection.DETECTORS`.
+        descriptor: One of :data:`cv_patchpose.descriptors.DESCRIPTORS`. Methods that keep the
+            detector's size are described as a careful user of OpenCV would have it, see
+            :func:`cv_patchpose.evaluation.methods.write_fields`.
         max_keypoints: Strongest points kept per image.
         corner_size: Size in pixels given to points of a detector without scale.
         rotate: Degrees clockwise by which image 2 is turned.
@@ -58,6 +60,7 @@ class MatchingProtocol:
 
     methods: tuple[str, ...]
     detector: str = "sift"
+    descriptor: str = "sift"
     max_keypoints: int = 1000
     corner_size: float = 12.0
     rotate: float = 0.0
@@ -72,21 +75,9 @@ class MatchingProtocol:
             max_keypoints=self.max_keypoints, corner_size=self.corner_size, zoom=self.zoom
         )
         require_choice("detector", self.detector, DETECTORS)
+        require_choice("descriptor", self.descriptor, DESCRIPTORS)
         if self.min_zoom_change is not None and not self.min_zoom_change > 1:
             raise ValueError(f"min_zoom_change: expected above 1, got {self.min_zoom_change}")
-
-
-@dataclass(frozen=True)
-class Features:
-    """Posed and described keypoints.
-
-    Attributes:
-        xy_px: (N, 2) locations, pixels.
-        descriptors: (N, 128) RootSIFT, rows of length 1.
-    """
-
-    xy_px: NDArray[np.float64]
-    descriptors: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -99,6 +90,8 @@ class PairResult:
         matches: Number of matches.
         correct: Number of distinct correct matches.
         accuracy: Share of matches within 1, 2, ... 10 px.
+        refused: Whether the descriptor raised an error over the fields it found, in either image;
+            there are no matches then.
     """
 
     method: str
@@ -106,6 +99,7 @@ class PairResult:
     matches: int
     correct: int
     accuracy: list[float]
+    refused: bool = False
 
 
 def run_benchmark(root: Path, protocol: MatchingProtocol, jobs: int = 1) -> Outcome:
@@ -165,7 +159,13 @@ def compute_features(
     """Detect once, then pose and describe the points with each method."""
     points = detect(view, protocol.detector, protocol.max_keypoints, protocol.corner_size)
     return {
-        name: _describe(view, method.pose(view.image, points)) for name, method in methods.items()
+        name: describe_keypoints(
+            view.image,
+            method.pose(view.image, points, protocol.descriptor),
+            protocol.descriptor,
+            method.route,
+        )
+        for name, method in methods.items()
     }
 
 
@@ -180,6 +180,7 @@ def summarize(results: list[PairResult], method: str) -> dict[str, float | str]:
         "correct_matches": float(np.mean([result.correct for result in own])),
         "keypoints": float(np.mean([result.keypoints for result in own])),
         "pairs": len(own),
+        "refused_pairs": sum(result.refused for result in own),
     }
 
 
@@ -199,18 +200,11 @@ def _changes_zoom(view1: View, homography: NDArray[np.float64], least: float | N
     return bool(abs(np.log2(scale[0])) > np.log2(least))
 
 
-def _describe(view: View, posed: KeypointArrays) -> Features:
-    # Whatever the detector, SIFT finds its pyramid level by the size.
-    written = rule_for("sift").write(posed, (view.image.shape[0], view.image.shape[1]))
-    xy_px, descriptors = describe_root_sift(view.image, keypoints_from_arrays(written))
-    return Features(xy_px.astype(np.float64), descriptors)
-
-
 def score_pair(
     method: str, features1: Features, features2: Features, homography: NDArray[np.float64]
 ) -> PairResult:
     """Match two images' features and compare the matches with the homography."""
-    matches = match_mutual(features1.descriptors, features2.descriptors)
+    matches = match_features(features1, features2)
     xy1, xy2 = features1.xy_px[matches[:, 0]], features2.xy_px[matches[:, 1]]
     error_px = np.linalg.norm(project(homography, xy1) - xy2, axis=1)
     return PairResult(
@@ -219,4 +213,5 @@ def score_pair(
         matches=len(matches),
         correct=count_distinct_correct(xy1, xy2, error_px),
         accuracy=matching_accuracy(error_px),
+        refused=features1.refused or features2.refused,
     )

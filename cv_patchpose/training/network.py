@@ -115,9 +115,7 @@ class ScaleAlignment(nn.Module):
         padded = nn.functional.pad(scale, self.padding)[:, None, None]
         weights = nn.functional.conv2d(padded, self.taps.to(scale.dtype))[:, :, 0]
         rows = features.transpose(1, 2).reshape(-1, self.rows, channels * columns)
-        return torch.bmm(weights.to(rows.dtype), rows).reshape(
-            -1, self.rows * channels, 1, columns
-        )
+        return torch.bmm(weights.to(rows.dtype), rows).reshape(-1, self.rows * channels, 1, columns)
 
 
 class PolarNet(nn.Module):

@@ -117,9 +117,7 @@ def run_network(
     patches = torch.from_numpy(batch.patches).flatten(0, 1)
     prior = torch.from_numpy(log_scale_prior(batch.scale_sigma.ravel(), bins))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        scale, orientation = network(
-            patches.contiguous(memory_format=torch.channels_last), prior
-        )
+        scale, orientation = network(patches.contiguous(memory_format=torch.channels_last), prior)
     shape = batch.patches.shape[:2]
     return scale.float().unflatten(0, shape), orientation.float().unflatten(0, shape)
 
