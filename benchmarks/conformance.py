@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 from skimage import data
 
-from cv_patchpose.describe import describe
 from cv_patchpose.descriptors import DESCRIPTORS, create_extractor, rule_for
 from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
+from cv_patchpose.rectified import describe
 
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket", "stereo_motorcycle")
 ZOOMS = (1.0, 1.5, 2.0, 3.0)

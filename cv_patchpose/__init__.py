@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.describe import describe
 from cv_patchpose.errors import ModelError
 from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.feature2d import PatchPoseFeature2D
 from cv_patchpose.histograms import PatchPoses, PoseBins, PoseHistograms
 from cv_patchpose.matching import consistent_matches, match_logos, ratio_test
 from cv_patchpose.pickling import make_keypoints_picklable
+from cv_patchpose.rectified import describe
 
 __all__ = [
     "ModelError",

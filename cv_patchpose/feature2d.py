@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.describe import describe
 from cv_patchpose.descriptors import create_extractor, rule_for
 from cv_patchpose.detectors import create_detector, detector_traits
+from cv_patchpose.rectified import describe
 
 _MAX_POINTS = 1000  # of the detectors that need a number, by name
 

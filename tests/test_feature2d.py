@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cv_patchpose import PatchPoseAssigner
-from cv_patchpose.describe import describe
 from cv_patchpose.feature2d import PatchPoseFeature2D
 from cv_patchpose.matching import match_logos, ratio_test
+from cv_patchpose.rectified import describe
 
 ON_IMAGE = "orb"  # an extractor that reads a pose, and one that measures its own
 ON_PATCHES = "kaze"

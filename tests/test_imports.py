@@ -17,7 +17,7 @@ LAYERS = (
     {"histograms", "keypoints", "patches"},
     {"metadata", "options", "field_rules", "files", "pickling"},
     {"descriptors", "detectors"},
-    {"estimator", "describe", "support"},
+    {"estimator", "rectified", "support"},
     {"assigner"},
     {"feature2d", "interop", "pose_matching", "ratio_matching"},
     {"matching"},

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.describe import describe
 from cv_patchpose.descriptors import create_extractor
 from cv_patchpose.evaluation.methods import Route
 from cv_patchpose.keypoints import KeypointArrays, keypoints_from_arrays
+from cv_patchpose.rectified import describe
 
 # ORB builds a level for every octave up to the largest: SIFT's packed ones ask for 66 GB. No image
 # has this many levels of 1.2.

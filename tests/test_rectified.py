@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from cv_patchpose import describe as module
-from cv_patchpose.describe import describe
+from cv_patchpose import rectified as module
 from cv_patchpose.descriptors import DESCRIPTORS, create_extractor
 from cv_patchpose.field_rules import WINDOW
+from cv_patchpose.rectified import describe
 
 FIELDS = ("pt", "size", "angle", "response", "octave", "class_id")
 BINARY = {cv2.NORM_HAMMING, cv2.NORM_HAMMING2}
