@@ -205,10 +205,8 @@ def format_share(share: float | None) -> str:
 
 def format_headline(rows: Sequence[dict]) -> str:
     """Write the table at one zoom and turn, with what the descriptor reads."""
-    lines = [
-        "| descriptor | reads angle, size | naive | ours | describe |",
-        "|---|---|---|---|---|",
-    ]
+    heads = ("descriptor", "reads the angle", "reads the size", *METHODS)
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         if (row["zoom"], row["turn_deg"]) == HEADLINE:
             rule = rule_for(row["descriptor"])

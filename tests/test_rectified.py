@@ -263,6 +263,13 @@ class TestImages:
         found = describe(convert(photograph.copy()), points, "sift")[1]
         assert np.abs(found - expected).mean() < 0.5
 
+    @pytest.mark.parametrize("name", DESCRIPTORS)
+    def test_flat_images_have_finite_rows(self, name):
+        image = np.full((100, 100), 128, np.uint8)
+        _, rows = describe(image, [cv2.KeyPoint(50, 50, 9, 30)], name)
+        assert np.isfinite(rows).all()
+        assert name != "kaze" or not rows.any()
+
     @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (5, 5)])
     def test_small_images(self, shape):
         image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
