@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -104,8 +105,14 @@ def _run_assign(args: argparse.Namespace) -> None:
     if args.picture:
         check_output(args.picture, PICTURE_SUFFIXES)
     image = read_image(args.image)
-    assigner = PatchPoseAssigner(args.model, top_k=args.top_k, descriptor=args.descriptor)
-    keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
+    assigner = PatchPoseAssigner(
+        args.model, top_k=args.top_k, descriptor=args.descriptor, detector=args.detector
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
+    for warning in told:
+        print(f"warning: {warning.message}", file=sys.stderr)
     write_keypoints(args.output, keypoints)
     print(f"{args.output}: {len(keypoints)} keypoints")
     if args.picture:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from skimage import data
 
-from cv_patchpose import cli
+from cv_patchpose import PatchPoseAssigner, cli
 from cv_patchpose.cli import main
+from cv_patchpose.detectors import detect
 from cv_patchpose.files import COLUMNS, write_file, write_picture
 
 VERBS = ("assign", "match", "export", "train", "evaluate", "info")
@@ -92,6 +93,22 @@ class TestAssign:
         assert text[0] == ",".join(COLUMNS)
         found = np.loadtxt(text[1:], delimiter=",")
         np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+    def test_sizes_are_read_in_the_detector_s_measure(self, images, tmp_path, toy_model):
+        output = tmp_path / "k.npz"
+        names = ("--detector", "brisk", "--descriptor", "sift")
+        assert run("assign", images[0], "-o", output, "--model", toy_model, *names) == 0
+        image = cv2.imread(str(images[0]))
+        found = detect(image, "brisk", 2000)
+        posed = PatchPoseAssigner(toy_model, detector="brisk").assign(image, found)
+        with np.load(output) as file:
+            np.testing.assert_allclose(file["keypoints"][:, 2], [k.size for k in posed])
+
+    def test_what_does_not_reach_the_descriptor_is_told(self, images, tmp_path, toy_model, capsys):
+        output = tmp_path / "k.csv"
+        names = ("--descriptor", "freak")
+        assert run("assign", images[0], "-o", output, "--model", toy_model, *names) == 0
+        assert capsys.readouterr().err.startswith("warning: freak ignores the angle of keypoints")
 
     @pytest.mark.parametrize("detector", ["orb", "akaze", "fast", "gftt"])
     def test_other_detectors_and_a_picture(self, images, tmp_path, toy_model, detector):
