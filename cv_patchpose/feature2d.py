@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.descriptors import create_extractor, rule_for
 from cv_patchpose.detectors import create_detector, detector_traits
+from cv_patchpose.pyramid import read_pixels
 from cv_patchpose.rectified import describe
 
 _MAX_POINTS = 1000  # of the detectors that need a number, by name
@@ -226,23 +227,14 @@ def _rule_of(extractor: Any) -> Any:
 
 def _to_8_bits(image: Any) -> NDArray[np.uint8] | None:
     """Return the image as (H, W), BGR or BGRA of 8 bits, None if it is empty."""
-    array: Any = image.get() if isinstance(image, cv2.UMat) else image
-    if array is None or (isinstance(array, np.ndarray) and array.size == 0):
+    given: Any = image.get() if isinstance(image, cv2.UMat) else image
+    if given is None or (isinstance(given, np.ndarray) and given.size == 0):
         return None
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"image: expected an array or cv2.UMat, got {type(image).__name__}")
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
-        raise ValueError(f"image: expected (H, W) or (H, W, 1, 3 or 4), got {array.shape}")
+    array = read_pixels(given)
     if array.dtype == np.uint8:
-        return np.asarray(array)
-    if array.dtype == np.bool_:
-        return np.asarray(array, np.uint8) * np.uint8(255)
+        return array
     if array.dtype == np.uint16:
         return np.asarray(array >> 8, np.uint8)
-    if array.dtype != np.float32:
-        raise ValueError(f"image: expected bool, uint8, uint16 or float32, got {array.dtype}")
     if not (array.min() >= 0 and array.max() <= 1):  # NaN fails as well
         raise ValueError(
             f"image: expected float32 values in [0, 1], got {array.min():g} to {array.max():g}"

@@ -63,8 +63,16 @@ def build_pyramid(image: object, *, color: bool = False) -> ImagePyramid:
         octave = cv2.pyrDown(octave, borderType=cv2.BORDER_REPLICATE)
 
 
-def _check_image(image: object) -> Image:
-    """Return the image as a C-contiguous (H, W) or (H, W, 3 or 4) array of 2 x 2 pixels or more."""
+def read_pixels(image: object) -> Image:
+    """Return an image as (H, W) or (H, W, 3 or 4) uint8, uint16 or float32; bool becomes uint8.
+
+    Args:
+        image: (H, W), (H, W, 1), BGR or BGRA array or cv2.UMat.
+
+    Raises:
+        TypeError: not an array.
+        ValueError: shape or dtype.
+    """
     array = image.get() if isinstance(image, cv2.UMat) else image
     if not isinstance(array, np.ndarray):
         raise TypeError(f"image: expected an array or cv2.UMat, got {type(image).__name__}")
@@ -78,6 +86,12 @@ def _check_image(image: object) -> Image:
         array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ValueError(f"image: expected bool, uint8, uint16 or float32, got {array.dtype}")
+    return array
+
+
+def _check_image(image: object) -> Image:
+    """Return the image as a C-contiguous array of finite values and 2 x 2 pixels or more."""
+    array = read_pixels(image)
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError("image: expected finite values, got NaN or infinity")
     for axis in (0, 1):
