@@ -3,7 +3,7 @@
 Turning the patch by a whole column step rolls every feature map along its columns, so the
 orientation histogram rolls by exactly that much and the scale histogram stays. Zooming moves
 the feature maps along their rows, and the scale histogram with them. The orientation is read
-from rows counted from the scale found, so that it does not depend on the zoom either.
+from the rows as they are and from rows counted from the scale found, which a zoom leaves alone.
 """
 
 from __future__ import annotations
@@ -139,8 +139,9 @@ class PolarNet(nn.Module):
             width = channels
         self.trunk = nn.Sequential(*layers)
         self.alignment = ScaleAlignment(config.trunk_rows, config.bins.scale)
+        self.absolute = nn.Conv2d(width, hidden, (config.trunk_rows, 1))
+        self.aligned = nn.Conv2d(width * config.trunk_rows, hidden, 1)
         self.orientation = nn.Sequential(
-            nn.Conv2d(width * config.trunk_rows, hidden, 1),
             *activation(hidden),
             CircularConv1d(hidden, hidden, 7),
             *activation(hidden),
@@ -148,8 +149,9 @@ class PolarNet(nn.Module):
             *activation(hidden),
             nn.Conv2d(hidden, 1, 1),
         )
+        self.scale_features = nn.Sequential(nn.Conv2d(width, hidden, 1), *activation(hidden))
         self.scale = nn.Sequential(
-            nn.Conv2d(2 * width, hidden, (5, 1), padding=(2, 0)),
+            nn.Conv2d(2 * hidden, hidden, (5, 1), padding=(2, 0)),
             *activation(hidden),
             nn.Conv2d(hidden, hidden, (5, 1), padding=(2, 0)),
             *activation(hidden),
@@ -177,9 +179,10 @@ class PolarNet(nn.Module):
             scale (N, S) and orientation (N, R) logits.
         """
         features = self.trunk(patches)
-        rings = features.mean(-1, keepdim=True), features.amax(-1, keepdim=True)
-        profile = torch.cat(rings, 1)
+        rings = self.scale_features(features)
+        profile = torch.cat((rings.mean(-1, keepdim=True), rings.amax(-1, keepdim=True)), 1)
         scale = self.scale(profile).flatten(1)
         posterior = (scale.float() + log_prior).softmax(1)
-        orientation = self.orientation(self.alignment(features, posterior)).flatten(1)
+        rows = self.absolute(features) + self.aligned(self.alignment(features, posterior))
+        orientation = self.orientation(rows).flatten(1)
         return scale, orientation
