@@ -62,8 +62,8 @@ def generate(
     """Write a dataset, or what is missing of it.
 
     The files depend on the images, the options and the version of OpenCV only. Shards that are
-    there and whole are kept, so that a run that was killed goes on where it stopped; each is written
-    under another name first. Memory holds one shard for each process.
+    there and whole are kept, so that a run that was killed goes on where it stopped. Memory holds
+    one shard for each process.
 
     Args:
         images: Folder of images.
@@ -101,27 +101,33 @@ def generate(
 
 
 def _open_index(output: Path, index: Index) -> Index:
-    """Begin a dataset, or compare with the one that was begun; return the index in force."""
-    if is_dataset(output):
-        begun = read_index(output)
-        _require_same(output, asdict(begun.config), asdict(index.config))
-        _require_same(output, {"OpenCV": begun.opencv}, {"OpenCV": index.opencv})
-        if begun.images != index.images:
-            changed = dict(begun.images.items() ^ index.images.items())
-            raise ValueError(
-                f"images: expected the {len(begun.images)} files that {output} was begun with, got "
-                f"{len(index.images)}, {len(changed)} of them other or changed, {min(changed)!r} "
-                "for one; choose another folder"
-            )
-        return begun
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    """Begin a dataset if there is none; return the index in force, which must be the same."""
+    if not is_dataset(output):
+        _require_empty(output)
+        output.mkdir(parents=True, exist_ok=True)
+        write_file(output / INDEX_NAME, index.to_json().encode())
+    begun = read_index(output)
+    _require_same(output, asdict(begun.config), asdict(index.config))
+    _require_same(output, {"OpenCV": begun.opencv}, {"OpenCV": index.opencv})
+    changed = dict(begun.images.items() ^ index.images.items())
+    if changed:
+        raise ValueError(
+            f"images: expected the {len(begun.images)} files that {output} was begun with, got "
+            f"{len(index.images)}, {len(changed)} of them other or changed, {min(changed)!r} for "
+            "one; choose another folder"
+        )
+    return begun
+
+
+def _require_empty(output: Path) -> None:
+    """Refuse what is not a folder to begin in; another part may just be writing the index."""
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    foreign = [name for name in names - {INDEX_NAME} if not name.startswith(".")]
+    if foreign or (output.exists() and not output.is_dir()):
         raise ValueError(
             f"{output}: expected an empty or new folder, or a dataset begun there, got something "
             "else; choose another folder"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    write_file(output / INDEX_NAME, index.to_json().encode())
-    return index
 
 
 def _require_same(output: Path, begun: dict[str, object], asked: dict[str, object]) -> None:

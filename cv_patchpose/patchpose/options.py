@@ -23,7 +23,8 @@ class PatchPoseConfig:
         patch_size: P, side of the patches, 32 or 64 pixels.
         keypoints_per_image: At most this many of each image, half of them SIFT's, half corners.
         min_content: Keypoints whose patches differ less than this, in grey levels of 255, are
-            left out; see `selection.measure_content`.
+            left out; see `selection.measure_content`. The default leaves out a fifth of the
+            candidates of photographs at 32 pixels, the share that the released practice drops.
         border_px: Keypoints lie at least this far from the border; None: the released rule,
             twice ceil(1.415 P), which keeps every window of P / (1/4) pixels inside the image
             however it is turned. With less, the border is replicated beyond.
@@ -39,7 +40,7 @@ class PatchPoseConfig:
     kind: str = "A"
     patch_size: int = 32
     keypoints_per_image: int = 3
-    min_content: float = 24.0
+    min_content: float = 27.0
     border_px: int | None = None
     long_side_px: int = 640
     held_out: float = 0.05
@@ -73,8 +74,8 @@ def _is_real(value: Any) -> bool:
 
 
 def _require_whole(name: str, value: Any, least: int) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-    _require(whole, name, f"a whole number of at least {least}", value)
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    _require(whole and value >= least, name, f"a whole number of at least {least}", value)
 
 
 def _require(holds: bool, name: str, expected: str, value: Any) -> None:

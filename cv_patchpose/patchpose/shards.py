@@ -1,8 +1,10 @@
 """Files of a PatchPose dataset: the index, and shards of patch sets.
 
-A shard is a zip archive: `shard.json`, which describes its keypoints, and for each of them a PNG,
-R x S patches beside each other, a row for each rotation and a column for each scale. PNG is lossless,
-any viewer shows it, and the zip's checksums find damage.
+A shard is a zip archive: `shard.json`, which describes its keypoints, and for each of them a PNG
+of its R x S patches, a row for each rotation and a column for each scale. PNG is lossless, any
+viewer shows it, and the zip's checksums find damage. Of the 3,072 bytes of a patch of 32 pixels it
+leaves 1,860, against 2,460 of numpy's compressed arrays, in less time; lossless WebP, 1,270, takes
+seven times as long.
 """
 
 from __future__ import annotations
@@ -107,13 +109,13 @@ def read_index(root: Path) -> Index:
     try:
         document = json.loads(path.read_bytes())
         form, version = document.pop("format"), document.pop("version")
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected the index of a PatchPose dataset, got a file of "
                          "something else") from error  # fmt: skip
     if (form, version) != (FORMAT, VERSION):
         raise ValueError(
-            f"{path}: expected {FORMAT}, version {VERSION}, got {form}, version {version}; generate "
-            "the dataset again, or read it with the version of cv_patchpose that made it"
+            f"{path}: expected {FORMAT}, version {VERSION}, got {form}, version {version}; "
+            "generate it again, or read it with the version of cv_patchpose that made it"
         )
     try:
         return Index(**(document | {"config": PatchPoseConfig(**document["config"])}))
@@ -138,7 +140,7 @@ def write_shard(path: Path, content: ShardContent, fingerprint: str) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         # A ZipInfo made of a name alone has a fixed date.
-        archive.writestr(zipfile.ZipInfo(_DESCRIPTION), json.dumps(description, indent=1))
+        archive.writestr(zipfile.ZipInfo(_DESCRIPTION), json.dumps(description))
         for number, patch_set in enumerate(content.sets):
             archive.writestr(zipfile.ZipInfo(_picture_name(number)), _encode(patch_set.patches))
     write_file(path, buffer.getvalue())
