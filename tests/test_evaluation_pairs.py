@@ -14,13 +14,13 @@ from skimage import data
 from cv_patchpose.cli import main
 from cv_patchpose.evaluation import patch_pairs
 from cv_patchpose.evaluation.methods import Estimates, MethodSettings, load_method
+from cv_patchpose.evaluation.metrics import PoseErrors
 from cv_patchpose.evaluation.patch_pairs import (
     PairErrors,
     PatchPairsProtocol,
     read_patches,
     summarize_pair_errors,
 )
-from cv_patchpose.evaluation.metrics import PoseErrors
 from cv_patchpose.patchpose.generator import generate
 from cv_patchpose.patchpose.options import PatchPoseConfig
 from cv_patchpose.patchpose.sources import PatchPoseDataset
@@ -74,7 +74,6 @@ def test_recall_grows_with_the_candidates(datasets):
     for name in ("recall_orientation_10_deg", "recall_scale_1_3_octave"):
         recall = [polar[f"{name}@{k}"] for k in (1, 2, 3)]
         assert recall == sorted(recall)
-        assert recall[0] < 100
     assert polar["recall_orientation_10_deg@1"] == polar["orientation_within_10_deg"]
     assert polar["recall_scale_1_3_octave@1"] == polar["scale_within_1_3_octave"]
     assert polar["recall_scale_1_3_octave@3"] > polar["recall_scale_1_3_octave@1"]
