@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -119,6 +121,15 @@ def test_a_killed_process_leaves_nothing_half_written(images, dataset, tmp_path)
     generate(images, tmp_path / "d", CONFIG)
     found = contents(tmp_path / "d")
     assert {k: v for k, v in found.items() if not k.startswith(".")} == contents(dataset)
+
+
+def die(shard):
+    os._exit(1)
+
+
+def test_a_killed_worker_is_told():
+    with pytest.raises(ChildProcessError, match="jobs: expected processes that live, got one"):
+        list(generator._in_pool(partial(die), ["shard"], 1))
 
 
 def test_a_truncated_shard_is_named_and_made_again(images, dataset, tmp_path):

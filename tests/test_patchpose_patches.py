@@ -114,8 +114,8 @@ def test_keypoints_without_content_are_left_out(photograph):
     half = photograph.copy()
     noise = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(512, 256, 1)), (0, 0), 2)
     half[:, :256] = 120 + 12 * noise[..., None] / noise.std()
-    everything = PatchPoseConfig(keypoints_per_image=100, min_content=0)
-    strict = PatchPoseConfig(keypoints_per_image=100, min_content=27)
+    everything = PatchPoseConfig(keypoints_per_image=60, images_per_shard=1, min_content=0)
+    strict = PatchPoseConfig(keypoints_per_image=60, images_per_shard=1, min_content=27)
     places = [
         [s.keypoint.xy_px[0] for s in cut_image(half, "a.png", config)[0]]
         for config in (everything, strict)
@@ -199,6 +199,8 @@ def test_spair_layout_takes_its_photographs_only(tmp_path):
         ({"patch_size": 48}, "patch_size: expected 32 or 64, got 48"),
         ({"keypoints_per_image": 0}, "keypoints_per_image: expected a whole number of at least 1"),
         ({"images_per_shard": True}, "images_per_shard: expected a whole number of at least 1"),
+        ({"keypoints_per_image": 17}, "a shard holds at most 64 keypoints, 17 an image, got 4"),
+        ({"patch_size": 64, "images_per_shard": 6}, "a shard holds at most 16 keypoints, 3 an"),
         ({"border_px": -1}, "border_px: expected a whole number of at least 0, got -1"),
         ({"min_content": float("nan")}, "min_content: expected a finite number of at least 0"),
         ({"held_out": 0.5}, "held_out: expected a share above 0 and below 1/2, got 0.5"),

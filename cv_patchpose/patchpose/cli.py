@@ -16,6 +16,7 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--border-px": ("border_px", int, "least distance of keypoints from the border"),
     "--long-side-px": ("long_side_px", int, "larger images are shrunk to this"),
     "--held-out": ("held_out", float, "share of each of val and test"),
+    "--images-per-shard": ("images_per_shard", int, "images in one file"),
     "--seed": ("seed", int, "of everything random"),
 }
 

@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,7 +81,7 @@ def generate(
     Raises:
         ValueError: Images that do not serve, a folder that holds something else, or another
             configuration; jobs or a part out of range; nothing found in any image.
-        OSError: A file that cannot be written.
+        OSError: A file that cannot be written, or a process that was killed.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
@@ -160,6 +161,11 @@ def _in_pool(work: partial[None], shards: Sequence[Shard], jobs: int) -> Iterato
     try:
         for future in as_completed([pool.submit(work, shard) for shard in shards]):
             yield future.result()
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "jobs: expected processes that live, got one that was killed, perhaps for want of "
+            "memory; the same command goes on where it stopped"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

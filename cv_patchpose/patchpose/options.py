@@ -10,6 +10,7 @@ from typing import Any
 KINDS = ("A", "B")
 PATCH_SIZES = (32, 64)
 
+_MOST_SHARD_PIXELS = 65_536  # of the identity patches: 92 MB of all 468 patches of each keypoint
 _LEAST = {"keypoints_per_image": 1, "images_per_shard": 1, "long_side_px": 1, "seed": 0}
 
 
@@ -30,7 +31,8 @@ class PatchPoseConfig:
             however it is turned. With less, the border is replicated beyond.
         long_side_px: Larger images are shrunk to this first.
         held_out: Share of the images, or of the pairs, of each of the splits val and test.
-        images_per_shard: Images whose patches are written as one file.
+        images_per_shard: Images whose patches are written as one file; together with
+            keypoints_per_image at most 64 keypoints at 32 pixels and 16 at 64, which bounds memory.
         seed: Of everything random.
 
     Raises:
@@ -61,6 +63,11 @@ class PatchPoseConfig:
         _require(_is_real(content) and content >= 0, "min_content", expected, content)
         expected = "a share above 0 and below 1/2"
         _require(_is_real(share) and 0 < share < 0.5, "held_out", expected, share)
+
+        most, held = _MOST_SHARD_PIXELS // self.patch_size**2, self.keypoints_per_image
+        expected = f"so few that a shard holds at most {most} keypoints, {held} an image"
+        fits = self.images_per_shard * held <= most
+        _require(fits, "images_per_shard", expected, self.images_per_shard)
 
     @property
     def margin_px(self) -> int:
