@@ -228,14 +228,6 @@ def _run_train(args: argparse.Namespace) -> None:
     print(training.Trainer(args.images, args.output, config, resume=args.resume).train())
 
 
-def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
-    _import_extra("evaluation.cli", "eval").add_arguments(parser)
-
-
-def _run_evaluate(args: argparse.Namespace) -> int:
-    return int(_import_extra("evaluation.cli", "eval").run(args))
-
-
 def _declare_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default="polar", metavar="MODEL", help="name or ONNX file (polar)"
@@ -257,14 +249,24 @@ def _run_info(args: argparse.Namespace) -> None:
     )
 
 
+def _verb_of_extra(text: str, module: str, extra: str) -> _Verb:
+    """Make a verb of a module that has `add_arguments` and `run`."""
+    return _Verb(
+        text,
+        lambda parser: _import_extra(module, extra).add_arguments(parser),
+        lambda args: int(_import_extra(module, extra).run(args)),
+    )
+
+
 _VERBS = {
     "assign": _Verb("write posed keypoints of an image", _declare_assign, _run_assign),
     "match": _Verb(
         "match two images with the detector's pose and with ours", _declare_match, _run_match
     ),
     "export": _Verb("write an ONNX model", _declare_export, _run_export),
+    "generate": _verb_of_extra("make a PatchPose dataset", "patchpose.cli", "train"),
     "train": _Verb("train a model on a folder of photographs", _declare_train, _run_train),
-    "evaluate": _Verb("run a benchmark", _declare_evaluate, _run_evaluate),
+    "evaluate": _verb_of_extra("run a benchmark", "evaluation.cli", "eval"),
     "info": _Verb("describe the installation and a model", _declare_info, _run_info),
 }
 

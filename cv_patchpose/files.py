@@ -38,6 +38,28 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(image, np.uint8)
 
 
+def find_images(folder: Path | str, argument: str = "images") -> list[Path]:
+    """List the image files below a folder, sorted.
+
+    Args:
+        folder: Searched with its subfolders.
+        argument: Name of what the folder was given as, for the messages.
+
+    Raises:
+        ValueError: The folder does not exist or holds no image file.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"{argument}: expected a folder of photographs, got {str(folder)!r}")
+    found = sorted(
+        path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    if not found:
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise ValueError(f"{argument}: expected image files ({kinds}) below {folder}, got none")
+    return found
+
+
 def check_output(path: Path, suffixes: Sequence[str]) -> None:
     """Check a file that is to be written, before the work and not after it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ LAYERS = (
     {"histograms", "keypoints", "patches"},
     {"metadata", "options", "field_rules", "files", "pickling"},
     {"descriptors", "detectors"},
-    {"estimator", "rectified", "support"},
+    {"estimator", "patchpose", "rectified", "support"},
     {"assigner"},
     {"feature2d", "interop", "pose_matching", "ratio_matching"},
     {"matching"},
@@ -84,6 +85,12 @@ def test_imports_point_one_way(module):
 @pytest.mark.parametrize("statement", ["import cv_patchpose", "import cv_patchpose.cli"])
 def test_importing_loads_nothing_heavy(statement):
     assert loaded_by(statement) & HEAVY == set()
+
+
+def test_making_a_dataset_loads_no_engine():
+    assert loaded_by("import cv_patchpose.patchpose.sources") & HEAVY == set()
+    if importlib.util.find_spec("tqdm"):
+        assert loaded_by("import cv_patchpose.patchpose.generator") & HEAVY == {"tqdm"}
 
 
 def test_the_package_is_typed():

@@ -11,19 +11,26 @@ from types import ModuleType
 from typing import Any
 
 from cv_patchpose.descriptors import DESCRIPTORS
-from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
+from cv_patchpose.evaluation import homography_matching, homography_pose, patch_pairs, patchpose
 from cv_patchpose.evaluation.detection import DETECTORS
 from cv_patchpose.evaluation.report import describe_environment, format_table
 from cv_patchpose.evaluation.runner import require_choice
 from cv_patchpose.files import check_output, write_file
+from cv_patchpose.patchpose.plan import SPLIT_RULES, SPLITS
+from cv_patchpose.patchpose.shards import is_dataset
 
 _BENCHMARKS: dict[str, tuple[ModuleType, type[Any]]] = {
     "homography-matching": (homography_matching, homography_matching.MatchingProtocol),
     "homography-pose": (homography_pose, homography_pose.PoseProtocol),
     "patchpose": (patchpose, patchpose.PatchPoseProtocol),
 }
+_ON_DATASETS: dict[str, tuple[ModuleType, type[Any]]] = {
+    "patchpose": (patch_pairs, patch_pairs.PatchPairsProtocol),
+}
 _OPTIONS = {
-    field.name for _, protocol in _BENCHMARKS.values() for field in dataclasses.fields(protocol)
+    field.name
+    for _, protocol in (*_BENCHMARKS.values(), *_ON_DATASETS.values())
+    for field in dataclasses.fields(protocol)
 }
 
 
@@ -31,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; options left out keep the protocol's default."""
     names = ", ".join(_BENCHMARKS)
     parser.add_argument("benchmark", metavar="BENCHMARK", help=f"one of {names}")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of sequences or images")
+    parser.add_argument("root", type=Path, metavar="ROOT",
+                        help="folder of sequences, of images, or a PatchPose dataset")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     options = parser.add_argument_group("protocol").add_argument
@@ -56,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--zoom", type=float, default=absent, metavar="F", help="zoom image 2")
     options("--scale-prior", type=_scale_prior, default=absent, metavar="OCTAVES",
             help="deviation of the prior on scale, none, or auto (default)")  # fmt: skip
+    options("--split", default=absent, help=f"of a dataset: {', '.join(SPLITS)} (test)")
+    options("--split-by", default=absent, help=f"{' or '.join(SPLIT_RULES)} (image)")
+    options("--top-k", type=int, default=absent, metavar="K",
+            help="recall of pairs of a dataset with 1 to K candidates (1)")  # fmt: skip
     options("--images", type=int, default=absent, help="photographs drawn (20)")
     options("--seed", type=int, default=absent, help="of the draws (0)")
     options("--peer-weights", type=Path, default=absent, metavar="DIR",
@@ -77,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """
     require_choice("benchmark", args.benchmark, tuple(_BENCHMARKS))
     check_output(args.output, (".json",))
-    module, protocol_class = _BENCHMARKS[args.benchmark]
+    module, protocol_class = _find_benchmark(args)
     protocol = _build_protocol(args, protocol_class)
     outcome = module.run_benchmark(args.root, protocol, args.jobs)
     content = {
@@ -95,12 +107,19 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(outcome.failures))
 
 
+def _find_benchmark(args: argparse.Namespace) -> tuple[ModuleType, type[Any]]:
+    if args.benchmark in _ON_DATASETS and is_dataset(args.root):
+        return _ON_DATASETS[args.benchmark]
+    return _BENCHMARKS[args.benchmark]
+
+
 def _build_protocol(args: argparse.Namespace, protocol_class: type[Any]) -> Any:
     fields = {field.name for field in dataclasses.fields(protocol_class)}
     given = {name: value for name, value in vars(args).items() if name in _OPTIONS}
     for name in sorted(given.keys() - fields):
         option = "--" + name.replace("_", "-")
-        raise ValueError(f"{option}: expected an option of {args.benchmark}, got one of another")
+        what = f"{args.benchmark} on a dataset" if is_dataset(args.root) else args.benchmark
+        raise ValueError(f"{option}: expected an option of {what}, got one of another")
     return protocol_class(**given)
 
 

@@ -14,6 +14,8 @@ MMA_THRESHOLDS_PX = tuple(range(1, 11))
 MMA_NAMES = tuple(f"mma_{px}" for px in MMA_THRESHOLDS_PX)
 CORRECT_PX = 3.0
 ORIENTATION_LIMITS_DEG = (5, 10, 20)
+# Whole bins differ by a limit or not at all, whatever the last digit of their centres is.
+_ROUNDING = 1e-9
 SCALE_LIMITS_OCTAVES = {"1_6": 1 / 6, "1_3": 1 / 3}
 
 
@@ -130,4 +132,6 @@ def _shares(error: NDArray[np.float64], limits: Mapping[str, float]) -> dict[str
     error = error[~np.isnan(error)]
     if not len(error):
         return dict.fromkeys(limits)
-    return {name: float(100.0 * np.mean(error <= limit)) for name, limit in limits.items()}
+    return {
+        name: float(100.0 * np.mean(error <= limit + _ROUNDING)) for name, limit in limits.items()
+    }

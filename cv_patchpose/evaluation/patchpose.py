@@ -14,7 +14,7 @@ from cv_patchpose.evaluation.methods import Method, MethodSettings, require_one_
 from cv_patchpose.evaluation.metrics import PoseErrors, pose_errors, summarize_pose_errors
 from cv_patchpose.evaluation.runner import Outcome, load_methods, require_positive, run_units
 from cv_patchpose.evaluation.sequences import View, turn_image
-from cv_patchpose.files import IMAGE_SUFFIXES, read_image
+from cv_patchpose.files import find_images, read_image
 from cv_patchpose.homography import project
 from cv_patchpose.keypoints import KeypointArrays
 
@@ -102,11 +102,7 @@ def draw_photographs(root: Path, count: int, seed: int) -> list[Photograph]:
     Raises:
         ValueError: No folder, or no image in it.
     """
-    if not root.is_dir():
-        raise ValueError(f"root: expected a folder, got {root}")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"root: expected a folder with images, got none under {root}")
+    paths = find_images(root, "root")
     drawn = np.random.default_rng(seed).permutation(len(paths))[:count]
     return [Photograph(paths[i].relative_to(root).as_posix(), paths[i]) for i in sorted(drawn)]
 

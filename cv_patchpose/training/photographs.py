@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cv_patchpose.files import IMAGE_SUFFIXES
+from cv_patchpose.files import find_images
 
 SMALLEST_SIDE_PX = 96
 LONG_SIDE_PX = 640
@@ -114,24 +114,6 @@ def read_photographs(folder: Path | str) -> Photographs:
         _LOGGER.info(report)
         tqdm.write(report, file=sys.stderr)
     return Photographs(*zip(*usable, strict=True))
-
-
-def find_images(folder: Path | str) -> list[Path]:
-    """List the image files below a folder, sorted.
-
-    Raises:
-        ValueError: the folder does not exist or holds no image file.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"images: expected a folder of photographs, got {str(folder)!r}")
-    found = sorted(
-        path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
-    if not found:
-        kinds = ", ".join(IMAGE_SUFFIXES)
-        raise ValueError(f"images: expected image files ({kinds}) below {folder}, got none")
-    return found
 
 
 def _read_gray(path: Path) -> NDArray[np.uint8] | None:

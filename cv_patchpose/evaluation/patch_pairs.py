@@ -1,0 +1,273 @@
+"""The paper's protocol: pairs of stored patches of a PatchPose dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cv_patchpose.assigner import PatchPoseAssigner
+from cv_patchpose.evaluation.methods import Learned, Method, MethodSettings, require_one_pose
+from cv_patchpose.evaluation.metrics import (
+    PoseErrors,
+    angle_difference_deg,
+    summarize_pose_errors,
+)
+from cv_patchpose.evaluation.runner import Outcome, load_methods, require_positive, run_units
+from cv_patchpose.histograms import PatchPoses, PoseHistograms, find_modes
+from cv_patchpose.keypoints import arrays_from_keypoints
+from cv_patchpose.patchpose.patch_sets import Chosen, Patches, PatchSet
+from cv_patchpose.patchpose.plan import Shard
+from cv_patchpose.patchpose.sources import PatchPoseDataset
+
+_ARGMAX_COLUMNS = (
+    "orientation_within_5_deg",
+    "orientation_within_10_deg",
+    "scale_within_1_6_octave",
+    "scale_within_1_3_octave",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPairsProtocol:
+    """How pairs of a dataset are measured.
+
+    Attributes:
+        methods: Names of the methods compared.
+        split: "train", "val" or "test".
+        split_by: "image", or "pairs" as in the released practice.
+        top_k: Recall is given for 1 to so many candidates of each patch, if above 1.
+        peer_weights: Folder with the weights of published estimators.
+        quick: A third of the shards.
+    """
+
+    methods: tuple[str, ...]
+    split: str = "test"
+    split_by: str = "image"
+    top_k: int = 1
+    peer_weights: Path | None = None
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(top_k=self.top_k)
+        require_one_pose(self.methods)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a method says of N patches: candidates, best first, NaN where there are fewer than K.
+
+    Attributes:
+        octaves: (N, K), log2 of the scale.
+        angle_deg: (N, K), degrees clockwise on screen.
+        argmax_octaves: (N,), centre of the fullest scale bin; NaN without a histogram.
+        argmax_deg: (N,), centre of the fullest orientation bin; NaN without a histogram.
+    """
+
+    octaves: NDArray[np.float64]
+    angle_deg: NDArray[np.float64]
+    argmax_octaves: NDArray[np.float64]
+    argmax_deg: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """Errors of a method on the N pairs of one keypoint.
+
+    Attributes:
+        best_of: The smallest errors among the first 1, 2, ..., K candidates of both patches.
+        argmax: Those of the fullest bins.
+    """
+
+    best_of: tuple[PoseErrors, ...]
+    argmax: PoseErrors
+
+
+def run_benchmark(root: Path, protocol: PatchPairsProtocol, jobs: int = 1) -> Outcome:
+    """Compare the poses of patches with those of the same place turned or zoomed.
+
+    Orientation is scored on pairs at scale 1, scale on pairs at angle 0, as in the released
+    practice. The identity patch with itself is one pair of each, which any method gets right.
+
+    Args:
+        root: Folder of a dataset.
+        protocol: What is measured and how.
+        jobs: Number of processes.
+
+    Raises:
+        ValueError: No dataset, nothing to measure, or a setting that makes no sense.
+    """
+    dataset = PatchPoseDataset(root)
+    shards = dataset.shards_of(protocol.split, protocol.split_by)[:: 3 if protocol.quick else 1]
+    _methods(protocol, dataset.config.patch_size)
+    results, failures = run_units(
+        partial(measure, dataset=dataset, protocol=protocol), shards, jobs
+    )
+    if not results:
+        raise ValueError(f"split: expected pairs in {protocol.split}, got none")
+    rows = [
+        {"method": name, **summarize_pair_errors([result[name] for result in results])}
+        for name in protocol.methods
+    ]
+    return Outcome(rows, failures)
+
+
+def measure(
+    shard: Shard, dataset: PatchPoseDataset, protocol: PatchPairsProtocol
+) -> list[dict[str, PairErrors]]:
+    """Measure the pairs of a shard's keypoints.
+
+    Args:
+        shard: Of the dataset.
+        dataset: What is measured.
+        protocol: And how.
+
+    Returns:
+        For each keypoint the errors of each method.
+
+    Raises:
+        ValueError: The shard is missing or damaged.
+    """
+    methods = _methods(protocol, dataset.config.patch_size)
+    results = []
+    for patch_set, mask in dataset.patch_sets(shard, protocol.split, protocol.split_by):
+        chosen = mask & (patch_set.target_mask("orientation") | patch_set.target_mask("scale"))
+        if chosen.any():
+            results.append(
+                {
+                    name: _measure_set(method, patch_set, chosen, protocol.top_k)
+                    for name, method in methods.items()
+                }
+            )
+    return results
+
+
+def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:
+    """Ask a method for the poses of patches.
+
+    Each patch is an image to it, with one keypoint at its centre and a window of its side; a pixel
+    beyond is that of the border.
+
+    Args:
+        method: Its window must be the patches' side.
+        patches: (N, P, P, 3) uint8, RGB.
+        top_k: K, candidates asked for; methods without a histogram give one.
+    """
+    middle = (patches.shape[1] - 1) / 2
+    center = (cv2.KeyPoint(middle, middle, patches.shape[1]),)
+    images = patches[..., ::-1]
+    if isinstance(method, Learned):
+        return _read_histograms(method.assigner, images, center, top_k)
+    keypoint = arrays_from_keypoints(center)
+    estimates = [method.estimate(np.ascontiguousarray(image), keypoint) for image in images]
+    nothing = np.full(len(patches), np.nan)
+    return Readings(
+        octaves=np.log2([estimate.size_px for estimate in estimates]),
+        angle_deg=np.array([estimate.angle_deg for estimate in estimates]),
+        argmax_octaves=nothing,
+        argmax_deg=nothing,
+    )
+
+
+def summarize_pair_errors(results: Sequence[PairErrors]) -> dict[str, float | int | None]:
+    """Percentage of pairs within each threshold, all results together.
+
+    Args:
+        results: Errors of one method; at least one.
+
+    Returns:
+        The shares of :func:`~cv_patchpose.evaluation.metrics.summarize_pose_errors`; those of the
+        fullest bins, with _argmax behind their names; and, where there are several candidates, the
+        recall with the first k of them, @k behind its name.
+
+    Source:
+        Lee, Jeong and Cho, "Self-Supervised Learning of Image Scale and Orientation",
+        BMVC 2021, eq. 8, eq. 9 and Table 2.
+    """
+    argmax = summarize_pose_errors([result.argmax for result in results])
+    best_of = [
+        summarize_pose_errors([result.best_of[k] for result in results])
+        for k in range(len(results[0].best_of))
+    ]
+    row = best_of[0] | {f"{name}_argmax": argmax[name] for name in _ARGMAX_COLUMNS}
+    if len(best_of) > 1:
+        for k, summary in enumerate(best_of, 1):
+            row[f"recall_orientation_10_deg@{k}"] = summary["orientation_within_10_deg"]
+            row[f"recall_scale_1_3_octave@{k}"] = summary["scale_within_1_3_octave"]
+    return row
+
+
+def _measure_set(method: Method, patch_set: PatchSet, chosen: Chosen, top_k: int) -> PairErrors:
+    row, column = np.nonzero(chosen)
+    turn_deg = np.where(column == patch_set.identity_scale, patch_set.rotation_deg[row], np.nan)
+    octaves = np.where(row == 0, patch_set.octaves[column], np.nan)
+    base = read_patches(method, patch_set.identity[None], top_k)
+    moved = read_patches(method, patch_set.patches[chosen], top_k)
+    octave_errors = np.abs(_changes(base.octaves, moved.octaves) - octaves[:, None, None])
+    angle_errors = angle_difference_deg(
+        _changes(base.angle_deg, moved.angle_deg), turn_deg[:, None, None]
+    )
+    return PairErrors(
+        best_of=tuple(
+            PoseErrors(_smallest(octave_errors, k), _smallest(angle_errors, k))
+            for k in range(1, top_k + 1)
+        ),
+        argmax=PoseErrors(
+            np.abs(moved.argmax_octaves - base.argmax_octaves - octaves),
+            angle_difference_deg(moved.argmax_deg - base.argmax_deg, turn_deg),
+        ),
+    )
+
+
+def _changes(base: NDArray[np.float64], moved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, K, K) changes from every candidate of one patch to every one of N others."""
+    return moved[:, :, None] - base[:, None, :]
+
+
+def _smallest(errors: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(N,) smallest of (N, K, K) among the first candidates of both, NaN where all are."""
+    first = errors[:, :count, :count].reshape(len(errors), -1)
+    smallest = np.where(np.isnan(first), np.inf, first).min(1)
+    return np.where(np.isinf(smallest), np.nan, smallest)
+
+
+def _read_histograms(
+    assigner: PatchPoseAssigner, images: Patches, center: tuple[cv2.KeyPoint], top_k: int
+) -> Readings:
+    bins = assigner.estimator.metadata.bins
+    parts = [assigner.histograms(image, center) for image in images]
+    histograms = PoseHistograms(
+        scale=np.concatenate([part.scale for part in parts]),
+        orientation=np.concatenate([part.orientation for part in parts]),
+    )
+    scales = find_modes(histograms, bins, top_k=top_k, max_angles=1)
+    angles = find_modes(histograms, bins, top_k=top_k, max_scales=1)
+    shape = (len(parts), top_k)
+    return Readings(
+        octaves=np.log2(_by_rank(scales, scales.scale, shape)),
+        angle_deg=_by_rank(angles, angles.angle_deg, shape),
+        argmax_octaves=bins.scale_centers_octaves[histograms.scale.argmax(1)],
+        argmax_deg=bins.orientation_centers_deg[histograms.orientation.argmax(1)],
+    )
+
+
+def _by_rank(
+    poses: PatchPoses, values: NDArray[np.float64], shape: tuple[int, int]
+) -> NDArray[np.float64]:
+    """(N, K) values of the poses of N patches, in their order; NaN where there are fewer."""
+    first = np.searchsorted(poses.keypoint_index, poses.keypoint_index)
+    table = np.full(shape, np.nan)
+    table[poses.keypoint_index, np.arange(len(poses)) - first] = values
+    return table
+
+
+def _methods(protocol: PatchPairsProtocol, patch_size: int) -> dict[str, Method]:
+    settings = MethodSettings(
+        window_px=float(patch_size), scale_prior_octaves=None, peer_weights=protocol.peer_weights
+    )
+    return load_methods(protocol.methods, settings)
