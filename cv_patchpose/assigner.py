@@ -26,13 +26,7 @@ from cv_patchpose.histograms import (
 )
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.options import AssignerOptions
-from cv_patchpose.patches import (
-    ImagePyramid,
-    PolarGrid,
-    build_pyramid,
-    sample_polar,
-    sample_square,
-)
+from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
 from cv_patchpose.support import choose_support
 
 _CHUNK = 1024  # keypoints sampled at once, which bounds memory
@@ -242,16 +236,11 @@ class PatchPoseAssigner:
     def _sample(
         self, pyramid: ImagePyramid, xy_px: NDArray[np.float32], window_px: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        metadata, threads = self._estimator.metadata, self._options.num_threads
-        angle_deg = np.zeros(len(xy_px))
-        if isinstance(metadata.grid, PolarGrid):
-            return sample_polar(
-                pyramid, xy_px, window_px, angle_deg, metadata.grid,
-                standardize=metadata.standardize, num_threads=threads,
-            )  # fmt: skip
-        return sample_square(
-            pyramid, xy_px, window_px, angle_deg, metadata.grid, num_threads=threads
-        )
+        metadata = self._estimator.metadata
+        return sample_patches(
+            pyramid, xy_px, window_px, np.zeros(len(xy_px)), metadata.grid,
+            standardize=metadata.standardize, num_threads=self._options.num_threads,
+        )  # fmt: skip
 
     def _poses(
         self, pyramid: ImagePyramid, keypoints: KeypointArrays, detector: DetectorTraits | None

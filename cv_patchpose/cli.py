@@ -155,21 +155,28 @@ def _run_match(args: argparse.Namespace) -> None:
 
 
 def _declare_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT")
+    parser.add_argument(
+        "source",
+        type=Path,
+        nargs="*",
+        metavar="RUN_OR_CHECKPOINT",
+        help="of one network, or of two, for orientation and scale",
+    )
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
     parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")
     parser.add_argument(
         "--magnification", type=float, help="support window over size (that of the training)"
     )
+    parser.add_argument("--int8", action="store_true", help="weights of eight bits: a quarter")
 
 
 def _run_export(args: argparse.Namespace) -> None:
-    if (args.source is None) == (args.model is None):
+    if bool(args.source) == (args.model is not None):
         raise ValueError("export: expected either RUN_OR_CHECKPOINT or --model NAME")
     if args.model is None:
         check_output(args.output, (".onnx",))
         export = _import_extra("training.export", "train").export_checkpoint
-        export(args.source, args.output, magnification=args.magnification)
+        export(args.source, args.output, magnification=args.magnification, int8=args.int8)
         print(args.output)
         return
     source = model_path(args.model)
@@ -180,52 +187,6 @@ def _run_export(args: argparse.Namespace) -> None:
     check_output(target, (".onnx",))
     write_file(target, source.read_bytes())
     print(target)
-
-
-# option: (field of TrainConfig, type, help)
-_TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
-    "--minutes": ("budget_minutes", float, "training time"),
-    "--keypoints": ("budget_keypoints", int, "stop after so many keypoints instead"),
-    "--batch-size": ("batch_size", int, "keypoints per step"),
-    "--seed": ("seed", int, "of everything random"),
-    "--threads": ("threads", int, "of PyTorch; 0: its own choice"),
-    "--streams": ("streams", int, "threads that make views"),
-    "--loss": ("loss", str, "overlap or alignment"),
-    "--init": ("init", str, "checkpoint to begin with"),
-}
-
-
-def _declare_train(parser: argparse.ArgumentParser) -> None:
-    standard = _import_extra("training.options", "train").TrainConfig()
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of photographs")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in RUN, by its options"
-    )
-    for option, (field, kind, text) in _TRAIN_OPTIONS.items():
-        value = getattr(standard, field)
-        parser.add_argument(
-            option,
-            dest=field,
-            type=kind,
-            default=argparse.SUPPRESS,
-            metavar=option.lstrip("-").upper(),
-            help=text if value is None else f"{text} ({value})",
-        )
-
-
-def _run_train(args: argparse.Namespace) -> None:
-    training = _import_extra("training.trainer", "train")
-    fields = [field for field, _, _ in _TRAIN_OPTIONS.values()]
-    given = {field: getattr(args, field) for field in fields if field in args}
-    if args.resume:
-        config = _import_extra("training.checkpoint", "train").saved_config(args.output)
-    else:
-        config = _import_extra("training.options", "train").TrainConfig()
-    if "budget_minutes" in given:
-        given.setdefault("budget_keypoints", None)
-    config = dataclasses.replace(config, **given)
-    print(training.Trainer(args.images, args.output, config, resume=args.resume).train())
 
 
 def _declare_info(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +226,7 @@ _VERBS = {
     ),
     "export": _Verb("write an ONNX model", _declare_export, _run_export),
     "generate": _verb_of_extra("make a PatchPose dataset", "patchpose.cli", "train"),
-    "train": _Verb("train a model on a folder of photographs", _declare_train, _run_train),
+    "train": _verb_of_extra("train a model on a folder of photographs", "training.cli", "train"),
     "evaluate": _verb_of_extra("run a benchmark", "evaluation.cli", "eval"),
     "info": _Verb("describe the installation and a model", _declare_info, _run_info),
 }

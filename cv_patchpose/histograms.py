@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +26,22 @@ class PoseBins:
         scale_per_octave: Scale bins per octave.
 
     Raises:
-        ValueError: A count is not a positive integer.
+        ValueError: A count is not a positive integer, or the bins per octave are none.
     """
 
     orientation: int = 36
     scale: int = 13
-    scale_per_octave: int = 3
+    scale_per_octave: float = 3
 
     def __post_init__(self) -> None:
-        """Check the counts."""
-        for name in ("orientation", "scale", "scale_per_octave"):
+        """Check the numbers."""
+        for name in ("orientation", "scale"):
             value: Any = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        step: Any = self.scale_per_octave
+        if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
+            raise ValueError(f"scale_per_octave: expected a finite number > 0, got {step!r}")
 
     @property
     def orientation_centers_deg(self) -> NDArray[np.float64]:
@@ -214,7 +218,7 @@ def _scale_modes(
     inside = (peak > 0) & (peak < bins.scale - 1)
     offset = np.where(inside, _sub_bin_offset(padded, peak), 0.0)
     octaves = (peak + offset - (bins.scale - 1) / 2) / bins.scale_per_octave
-    return octaves + offset_octaves, mass
+    return np.asarray(octaves + offset_octaves, np.float64), mass
 
 
 def _top_peaks(

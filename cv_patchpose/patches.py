@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TypeAlias
 
@@ -17,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cv_patchpose.grids import PolarGrid, SquareGrid, check_integer
 from cv_patchpose.pyramid import Image, ImagePyramid, build_pyramid
 
 __all__ = [
@@ -24,6 +23,7 @@ __all__ = [
     "PolarGrid",
     "SquareGrid",
     "build_pyramid",
+    "sample_patches",
     "sample_polar",
     "sample_polar_reference",
     "sample_square",
@@ -50,60 +50,31 @@ def _load_kernel() -> ModuleType | None:
 _core = _load_kernel()
 
 
-@dataclass(frozen=True)
-class PolarGrid:
-    """Rings around a keypoint: log radius along the rows, direction along the columns.
+def sample_patches(
+    pyramid: ImagePyramid,
+    xy_px: ArrayLike,
+    window_px: ArrayLike,
+    angle_deg: ArrayLike,
+    grid: PolarGrid | SquareGrid,
+    *,
+    standardize: bool = False,
+    num_threads: int | None = None,
+) -> Patches:
+    """Sample a patch around each keypoint on whichever grid is given.
 
-    Column j looks in the direction angle_deg + j * 360 / columns, clockwise on screen; at angle 0
-    column 0 looks right. The outermost ring lies on the circle whose diameter is the window.
+    Arguments and errors are those of `sample_polar` and `sample_square`.
 
-    Attributes:
-        rows: rings, innermost first.
-        columns: directions.
-        rows_per_octave: rings per doubling of the radius.
-        halo: columns repeated on each side; the first one sampled is column -halo.
+    Raises:
+        ValueError: square patches to standardize.
     """
-
-    rows: int = 40
-    columns: int = 72
-    rows_per_octave: int = 6
-    halo: int = 4
-
-    def __post_init__(self) -> None:
-        """Check the counts; ValueError names the first bad one."""
-        for name in ("rows", "columns", "rows_per_octave"):
-            _check_integer(name, getattr(self, name), 1)
-        _check_integer("halo", self.halo, 0)
-        if self.halo > self.columns:
-            raise ValueError(f"halo: expected at most {self.columns} columns, got {self.halo}")
-
-    @property
-    def radii(self) -> Float64:
-        """Radius of each ring, (rows,) float64, in units of the window."""
-        octaves = (np.arange(self.rows) - (self.rows - 1)) / self.rows_per_octave
-        return 0.5 * 2.0**octaves
-
-    @property
-    def spacing(self) -> Float64:
-        """Distance between neighbouring samples of each ring, (rows,), in units of the window."""
-        return self.radii * max(2 * math.pi / self.columns, math.log(2) / self.rows_per_octave)
-
-
-@dataclass(frozen=True)
-class SquareGrid:
-    """A square of size x size samples, turned clockwise on screen by the keypoint's angle.
-
-    Before, row i, column j lies (j - (size - 1) / 2, i - (size - 1) / 2) * window / size away.
-
-    Attributes:
-        size: samples along a side.
-    """
-
-    size: int = 32
-
-    def __post_init__(self) -> None:
-        """Check the size; ValueError if it is below 1."""
-        _check_integer("size", self.size, 1)
+    if isinstance(grid, PolarGrid):
+        return sample_polar(
+            pyramid, xy_px, window_px, angle_deg, grid,
+            standardize=standardize, num_threads=num_threads,
+        )  # fmt: skip
+    if standardize:
+        raise ValueError("standardize: expected False with a square grid, got True")
+    return sample_square(pyramid, xy_px, window_px, angle_deg, grid, num_threads=num_threads)
 
 
 def sample_polar(
@@ -290,11 +261,5 @@ def _as_finite(name: str, values: ArrayLike) -> Float64:
 def _check_threads(num_threads: int | None) -> int:
     """Return the number of threads to use."""
     count = max(1, cv2.getNumThreads()) if num_threads is None else num_threads
-    _check_integer("num_threads", count, 1)
+    check_integer("num_threads", count, 1)
     return count
-
-
-def _check_integer(name: str, count: int, least: int) -> None:
-    """Raise ValueError unless a count is a whole number of at least `least`."""
-    if not isinstance(count, int | np.integer) or count < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {count!r}")

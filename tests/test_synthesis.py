@@ -18,9 +18,10 @@ from cv_patchpose.files import find_images
 from cv_patchpose.homography import nearest_similarity, project
 from cv_patchpose.patches import PolarGrid
 from cv_patchpose.training import synthesis
-from cv_patchpose.training.dataset import PairStream, prefetch, sample_views
+from cv_patchpose.training.dataset import PairStream, sample_views
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import candidate_keypoints, read_photographs
+from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.synthesis import (
     corrupt,
     random_view,

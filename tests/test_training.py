@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
 from cv_patchpose.histograms import PoseBins  # noqa: E402
-from cv_patchpose.patches import sample_polar  # noqa: E402
+from cv_patchpose.patches import sample_patches  # noqa: E402
 from cv_patchpose.training import calibration  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
 from cv_patchpose.training.checkpoint import (  # noqa: E402
@@ -30,6 +30,7 @@ from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
 from cv_patchpose.training.network import PolarNet  # noqa: E402
 from cv_patchpose.training.objective import (  # noqa: E402
+    Logits,
     PoseLoss,
     pair_changes,
     pose_accuracy,
@@ -71,7 +72,7 @@ def logits_at(scale_bins, orientation_bins):
     """(2, 2, bins) logits with one sharp parabola each."""
     scale = -4.0 * (torch.arange(13.0) - torch.tensor(scale_bins)[..., None]) ** 2
     distance = (torch.arange(36.0) - torch.tensor(orientation_bins)[..., None] + 18) % 36 - 18
-    return scale, -4.0 * distance**2
+    return Logits(scale, -4.0 * distance**2)
 
 
 def test_changes_between_views():
@@ -87,16 +88,16 @@ def test_accuracy_and_loss_of_known_answers():
     bins = PoseBins()
     # Right: +3 bins of 10 degrees, +3 bins of 1/3 octave. The second keypoint wraps around.
     right = logits_at([[4.0, 7.0], [5.0, 8.0]], [[10.0, 13.0], [34.0, 1.0]])
-    accuracy = pose_accuracy(*right, known_batch(), bins)
+    accuracy = pose_accuracy(right, known_batch(), bins)
     assert set(accuracy.values()) == {100.0}
     # Orientation 7 degrees off and scale 0.25 octave off: within the wider thresholds only.
     off = logits_at([[4.0, 7.75], [5.0, 8.75]], [[10.0, 13.7], [34.0, 1.7]])
-    accuracy = pose_accuracy(*off, known_batch(), bins)
+    accuracy = pose_accuracy(off, known_batch(), bins)
     assert list(accuracy.values()) == [0.0, 100.0, 0.0, 100.0]
     for name in LOSSES:
         config = TrainConfig(loss=name, sigma_deg=3.0, sigma_octaves=0.08, floor=1e-8)
         loss = PoseLoss(bins, config)
-        for good, bad in zip(loss(*right, known_batch()), loss(*off, known_batch()), strict=True):
+        for good, bad in zip(loss(right, known_batch()), loss(off, known_batch()), strict=True):
             assert good < bad
 
 
@@ -311,7 +312,7 @@ def test_the_options_come_back_from_the_checkpoint(run):
         ("batch_size", 2.5, "an integer >= 2"),
         ("learning_rate", 0.0, "a finite number > 0"),
         ("floor", -0.1, "a finite number >= 0"),
-        ("ema", 1.0, "a number between 0 and 1"),
+        ("ema", 1.0, "a number from 0 to below 1"),
         ("validation_share", 0.0, "a number between 0 and 1"),
         ("seed", -1, "an integer >= 0"),
         ("threads", -1, "an integer >= 0"),
@@ -353,9 +354,9 @@ def test_calibration_takes_blobs_from_everywhere(monkeypatch):
 
     def record(pyramid, xy_px, *arguments, **options):
         seen.append(xy_px[:, 0])
-        return sample_polar(pyramid, xy_px, *arguments, **options)
+        return sample_patches(pyramid, xy_px, *arguments, **options)
 
-    monkeypatch.setattr(calibration, "sample_polar", record)
+    monkeypatch.setattr(calibration, "sample_patches", record)
     network = PolarNet().eval()
     shape = network.config
     offset = calibration.measure_scale_offset(network, shape.grid, shape.bins, [photograph], 12.0)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cv_patchpose.files import write_file
-from cv_patchpose.histograms import PoseBins
-from cv_patchpose.patches import PolarGrid
-from cv_patchpose.training.network import PolarNet, PolarNetConfig
+from cv_patchpose.training.networks import NetworkConfig, build_network, shape_from_entry
 from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -67,6 +66,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 def config_of(state: dict[str, Any]) -> TrainConfig:
     """Read the options of a run; those that it does not know have their defaults."""
     entry = dict(state["train_config"])
+    for name in ("channels", "targets"):
+        if name in entry:
+            entry[name] = tuple(entry[name])
     return TrainConfig(synthesis=SynthesisConfig(**entry.pop("synthesis")), **entry)
 
 
@@ -79,16 +81,14 @@ def saved_config(run: Path | str) -> TrainConfig:
     return config_of(load_checkpoint(Path(run) / CHECKPOINT_NAME))
 
 
-def shape_of(state: dict[str, Any]) -> PolarNetConfig:
+def shape_of(state: dict[str, Any]) -> NetworkConfig:
     """Read the shape of a checkpoint's network."""
-    entry = dict(state["network_config"])
-    grid, bins = PolarGrid(**entry.pop("grid")), PoseBins(**entry.pop("bins"))
-    return PolarNetConfig(grid=grid, bins=bins, **entry)
+    return shape_from_entry(state["network_config"])
 
 
-def network_of(state: dict[str, Any]) -> PolarNet:
+def network_of(state: dict[str, Any]) -> nn.Module:
     """Build the network of a checkpoint with its averaged weights."""
-    network = PolarNet(shape_of(state))
+    network = build_network(shape_of(state))
     network.load_state_dict(state["average"])
     return network
 

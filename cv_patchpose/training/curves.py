@@ -21,7 +21,7 @@ _PANELS = {
     ),
     "scale, % of pairs": ("scale_within_1_6_octave", "scale_within_1_3_octave"),
 }
-_STYLES = {"clean": "--", "spoilt": "-"}
+_STYLES = {"clean": "--", "spoilt": "-", "val": "-"}
 
 
 def draw_curves(rows: Sequence[Row], picture: Path) -> None:
@@ -39,21 +39,17 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
     axes[0].set_title("training loss, nats")
     for axis, (title, metrics) in zip(axes[1:], _PANELS.items(), strict=True):
         for number, metric in enumerate(metrics):
-            for views, style in _STYLES.items():
-                axis.plot(
-                    seen,
-                    columns[f"{views}_{metric}"],
-                    style,
-                    color=f"C{number}",
-                    marker=".",
-                    label=f"{_threshold(metric)}, {views} views",
-                )
+            for kind, style in _STYLES.items():
+                if values := columns.get(f"{kind}_{metric}"):
+                    label = f"{_threshold(metric)}, {kind}"
+                    axis.plot(seen, values, style, color=f"C{number}", marker=".", label=label)
         axis.set_title(f"validation: {title}")
         axis.set_ylim(0, 100)
     for axis in axes:
         axis.set_xlabel("keypoints seen")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)

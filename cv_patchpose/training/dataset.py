@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import queue
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.grids import PolarGrid, SquareGrid
 from cv_patchpose.homography import local_jacobian, project
-from cv_patchpose.patches import PolarGrid, build_pyramid, sample_polar
+from cv_patchpose.patches import build_pyramid, sample_patches
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
 from cv_patchpose.training.synthesis import random_view
@@ -24,7 +22,7 @@ class Batch:
     """Patches of B keypoints in V views each.
 
     Args:
-        patches: (B, V, 1, H, W) float32, standardised.
+        patches: (B, V, C, H, W) float32, as the network takes them.
         jacobian: (B, V, 2, 2) from photograph to view at the keypoint.
         log2_window: (B, V) log2 of the support window, pixels of the view.
         scale_sigma: (B, V) octaves, standard deviation of what is known of the scale beforehand;
@@ -39,7 +37,7 @@ class Batch:
 
 def sample_views(
     photograph: Photograph,
-    grid: PolarGrid,
+    grid: PolarGrid | SquareGrid,
     config: SynthesisConfig,
     rng: np.random.Generator,
 ) -> Batch | None:
@@ -47,7 +45,7 @@ def sample_views(
 
     Args:
         photograph: image and candidate keypoints.
-        grid: where to sample.
+        grid: where to sample; square patches are in colour where the photograph is.
         config: ranges of everything drawn.
         rng: random generator.
 
@@ -75,11 +73,16 @@ def sample_views(
         place = project(view.homography, xy)
         sigma = config.jitter * window_px + config.jitter_px
         place = place + rng.normal(size=place.shape) * sigma[:, None]
-        start_deg = np.zeros(len(xy))
-        pyramid = build_pyramid(view.image)
+        pyramid = build_pyramid(view.image, color=view.image.ndim == 3)
         patches.append(
-            sample_polar(
-                pyramid, place, window_px, start_deg, grid, standardize=True, num_threads=1
+            sample_patches(
+                pyramid,
+                place,
+                window_px,
+                np.zeros(len(xy)),
+                grid,
+                standardize=isinstance(grid, PolarGrid),
+                num_threads=1,
             )
         )
         jacobians.append(jacobian)
@@ -154,7 +157,7 @@ class PairStream:
     def __init__(
         self,
         photographs: Photographs,
-        grid: PolarGrid,
+        grid: PolarGrid | SquareGrid,
         config: SynthesisConfig,
         *,
         batch_size: int,
@@ -216,61 +219,3 @@ def _empty_like(batch: Batch, count: int) -> Batch:
 def _put(pool: Batch, rows: NDArray[np.intp], group: Batch) -> None:
     for target, source in zip(_arrays(pool), _arrays(group), strict=True):
         target[rows] = source[: len(rows)]
-
-
-def prefetch(streams: Sequence[PairStream], depth: int) -> Generator[Batch, None, None]:
-    """Make batches in background threads, one a stream, in the streams' fixed rotation.
-
-    OpenCV and the sampler release the interpreter lock, so threads are enough. They end when
-    the generator is closed.
-
-    Args:
-        streams: at least one.
-        depth: batches held ready of each stream.
-
-    Raises:
-        ValueError: no stream.
-    """
-    if not streams:
-        raise ValueError("streams: expected at least one, got none")
-    return _rotate(streams, depth)
-
-
-_Queue: TypeAlias = queue.Queue[Batch | BaseException]
-
-
-def _rotate(streams: Sequence[PairStream], depth: int) -> Generator[Batch, None, None]:
-    stop = threading.Event()
-    queues: list[_Queue] = [queue.Queue(depth) for _ in streams]
-    threads = [
-        threading.Thread(target=_fill, args=(stream, waiting, stop), daemon=True)
-        for stream, waiting in zip(streams, queues, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        while True:
-            for waiting in queues:
-                batch = waiting.get()
-                if isinstance(batch, BaseException):
-                    raise batch
-                yield batch
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def _fill(stream: PairStream, waiting: _Queue, stop: threading.Event) -> None:
-    def offer(item: Batch | BaseException) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return waiting.put(item, timeout=0.1)
-
-    try:
-        for batch in stream:
-            offer(batch)
-            if stop.is_set():
-                return
-    except BaseException as error:  # carried over to the consumer
-        offer(error)

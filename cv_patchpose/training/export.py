@@ -6,6 +6,8 @@ import math
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,17 @@ from cv_patchpose import __version__
 from cv_patchpose.errors import ModelError
 from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.metadata import METADATA_KEY, ModelMetadata
-from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, network_of
+from cv_patchpose.training.checkpoint import (
+    CHECKPOINT_NAME,
+    load_checkpoint,
+    network_of,
+    shape_of,
+)
+from cv_patchpose.training.compression import round_weights, store_int8
+from cv_patchpose.training.network import PolarNetConfig
+from cv_patchpose.training.networks import NetworkConfig
+from cv_patchpose.training.options import TARGETS
+from cv_patchpose.training.resnet import ResNetConfig, ResNetPose
 
 TOLERANCE = 1e-4
 TRACED_BATCH = 2
@@ -33,19 +45,20 @@ class _Histograms(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, patches: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         scale, orientation = self.network(patches, log_prior)
         return scale.softmax(1), orientation.softmax(1)
 
 
 def export_checkpoint(
-    source: Path | str,
+    source: Path | str | Sequence[Path | str],
     output: Path | str,
     *,
     name: str | None = None,
     magnification: float | None = None,
     scale_prior_octaves: float | None = 0.2,
     second_mode_ratio: float = 0.3,
+    int8: bool = False,
 ) -> Path:
     """Write a trained network as an ONNX model with metadata.
 
@@ -53,49 +66,89 @@ def export_checkpoint(
     with PyTorch; only a model that agrees is put in place.
 
     Args:
-        source: A checkpoint or the folder of a training run.
+        source: A checkpoint or the folder of a training run; or two, one of a network for the
+            orientation and one of a network for the scale.
         output: ONNX file to write.
         name: Name in the metadata; the output's stem when None.
         magnification: Diameter of the support window over the keypoint's size; that of the
             training when None.
         scale_prior_octaves: Default prior on the scale of keypoints that have one, octaves.
         second_mode_ratio: Further poses are kept down to this share of the best one's score.
+        int8: Round the weights to eight bits, which quarters the file; they are read as float32.
 
     Returns:
         The output's path.
 
     Raises:
-        ValueError: The source is no checkpoint.
+        ValueError: The source is no checkpoint, or lacks one of the two histograms.
         ModelError: The exported model does not agree with PyTorch.
         OSError: The output cannot be written.
     """
-    checkpoint = Path(source)
-    if checkpoint.is_dir():
-        checkpoint = checkpoint / CHECKPOINT_NAME
-    state = load_checkpoint(checkpoint)
-    logits = network_of(state)
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    states = [load_checkpoint(_checkpoint_of(Path(path))) for path in sources]
+    state = states[0]
+    logits, shape = _complete_network(states)
+    if int8:
+        round_weights(logits)
     network = _Histograms(logits).eval()
+    polar = isinstance(shape, PolarNetConfig)
     target = Path(output)
     trained = state["train_config"]["synthesis"]["magnification"]
     magnification = magnification or trained
     metadata = ModelMetadata(
         name=name or target.stem,
-        grid=logits.config.grid,
-        bins=logits.config.bins,
-        standardize=True,
-        takes_prior=True,
+        grid=shape.grid,
+        bins=shape.bins,
+        color=not polar,
+        standardize=polar,
+        takes_prior=polar,
         magnification=magnification,
-        scale_offset_octaves=state["scale_offset_octaves"] + math.log2(magnification / trained),
+        scale_offset_octaves=_scale_offset(states) + math.log2(magnification / trained),
         scale_prior_octaves=scale_prior_octaves,
         second_mode_ratio=second_mode_ratio,
-        training=_training_notes(state),
+        training=_training_notes(states),
     )
     with tempfile.TemporaryDirectory(dir=_existing_folder(target)) as folder:
         file = Path(folder) / target.name
-        _write(network, metadata, file)
+        _write(network, metadata, file, int8=int8)
         _check_agreement(network, metadata, file)
         os.replace(file, target)
     return target
+
+
+def _checkpoint_of(source: Path) -> Path:
+    return source / CHECKPOINT_NAME if source.is_dir() else source
+
+
+def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, NetworkConfig]:
+    """Join the networks of checkpoints to one that gives both histograms."""
+    networks, shapes = [network_of(state) for state in states], [shape_of(s) for s in states]
+    shape = shapes[0]
+    if isinstance(shape, PolarNetConfig):
+        if len(shapes) > 1:
+            raise ValueError(f"source: expected one run of a polar network, got {len(shapes)}")
+        return networks[0], shape
+    targets = [t for other in shapes if isinstance(other, ResNetConfig) for t in other.targets]
+    joint = replace(shape, targets=TARGETS)
+    alike = all(replace(s, targets=TARGETS) == joint for s in shapes if isinstance(s, ResNetConfig))
+    if sorted(targets) != sorted(TARGETS) or len(targets) != len(set(targets)) or not alike:
+        raise ValueError(
+            "source: expected a network for the orientation and one for the scale, alike in grid, "
+            f"bins and temperature, got {', '.join(map(str, shapes))}"
+        )
+    complete = ResNetPose(joint)
+    for network in networks:
+        complete.branches.update(network.branches)  # type: ignore[arg-type]
+    return complete.eval(), joint
+
+
+def _scale_offset(states: Sequence[dict[str, Any]]) -> float:
+    """Take the calibration of the network that gives the scale."""
+    for state in states:
+        shape = shape_of(state)
+        if isinstance(shape, PolarNetConfig) or "scale" in shape.targets:
+            return float(state["scale_offset_octaves"])
+    raise AssertionError("a complete network gives the scale")
 
 
 def _existing_folder(target: Path) -> Path:
@@ -104,16 +157,18 @@ def _existing_folder(target: Path) -> Path:
     return target.parent
 
 
-def _write(network: nn.Module, metadata: ModelMetadata, file: Path) -> None:
+def _write(network: nn.Module, metadata: ModelMetadata, file: Path, *, int8: bool) -> None:
     patches = torch.zeros(TRACED_BATCH, *metadata.patch_shape)
     log_prior = torch.zeros(TRACED_BATCH, metadata.bins.scale)
-    inputs, outputs = ["patches", "log_prior"], ["scale", "orientation"]
+    # A network that does not read the prior loses that input in the graph.
+    inputs = ["patches", "log_prior"] if metadata.takes_prior else ["patches"]
+    outputs = ["scale", "orientation"]
     with warnings.catch_warnings():
         # The TorchScript exporter is announced to go, but writes the plain graph cv2.dnn can run.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
-            (patches, log_prior),
+            (patches, log_prior)[: len(inputs)],
             str(file),
             input_names=inputs,
             output_names=outputs,
@@ -122,6 +177,8 @@ def _write(network: nn.Module, metadata: ModelMetadata, file: Path) -> None:
             dynamo=False,
         )
     model = onnx.load(str(file))
+    if int8:
+        store_int8(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     onnx.checker.check_model(model)
     onnx.save(model, str(file))
@@ -147,16 +204,20 @@ def _check_agreement(network: nn.Module, metadata: ModelMetadata, file: Path) ->
                 )
 
 
-def _training_notes(state: dict[str, Any]) -> dict[str, Any]:
-    config = dict(state["train_config"])
-    network = {k: v for k, v in state["network_config"].items() if k not in ("grid", "bins")}
-    return {
+def _training_notes(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    state = states[0]
+    foreign = ("grid", "bins", "network", "targets")
+    notes = {
         "version": __version__,
         "commit": state.get("commit", ""),
         "keypoints": state["keypoints"],
         "minutes": round(state["minutes"], 1),
         "photographs": state["photographs"],
         "data": state.get("data", ""),
-        "network": network,
-        "recipe": config,
+        "network": {k: v for k, v in state["network_config"].items() if k not in foreign},
+        "recipe": dict(state["train_config"]),
     }
+    for other in states[1:]:
+        target = shape_of(other).targets[0]  # type: ignore[union-attr]
+        notes[target] = {k: v for k, v in _training_notes([other]).items() if v != notes[k]}
+    return notes

@@ -13,11 +13,12 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from cv_patchpose.grids import PolarGrid
 from cv_patchpose.histograms import PoseBins
-from cv_patchpose.patches import PolarGrid
 
 ANGLE_STRIDE = 2
 RADIUS_STRIDE = 2
+STANDARD_OCTAVES = 6.5  # from the innermost ring to the outermost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,36 @@ class PolarNetConfig:
                 f"grid: {self.grid.rows} rows leave {self.trunk_rows} after the convolutions, "
                 f"expected at least {self.bins.scale}"
             )
+
+    @classmethod
+    def for_bins(
+        cls,
+        bins: PoseBins,
+        *,
+        stem_channels: int = 16,
+        channels: tuple[int, ...] = (32, 32),
+        hidden: int = 64,
+    ) -> PolarNetConfig:
+        """Choose the grid that bins ask for.
+
+        Its rings begin at 1/90 of the radius, or nearer the centre where bins would lack rows.
+
+        Raises:
+            ValueError: Scale bins of which an octave does not hold a whole or half number.
+        """
+        rows_per_octave = RADIUS_STRIDE * bins.scale_per_octave
+        if rows_per_octave != int(rows_per_octave):
+            raise ValueError(
+                f"bins: expected a whole or half number per octave, got {bins.scale_per_octave}"
+            )
+        least = RADIUS_STRIDE * (bins.scale - 1 + 2 * len(channels)) + 5
+        grid = PolarGrid(
+            rows=max(round(STANDARD_OCTAVES * rows_per_octave) + 1, least),
+            columns=ANGLE_STRIDE * bins.orientation,
+            rows_per_octave=int(rows_per_octave),
+            halo=2 + 2 * len(channels),
+        )
+        return cls(grid, bins, stem_channels, channels, hidden)
 
     @property
     def trunk_rows(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ from cv_patchpose.training.losses import AlignmentLoss, FineOverlapLoss
 from cv_patchpose.training.options import TrainConfig
 
 FINE_SAMPLES_PER_BIN = 4
+
+
+class Logits(NamedTuple):
+    """What a network says of patches, before the softmax; None where it says nothing."""
+
+    scale: Tensor | None
+    orientation: Tensor | None
 
 
 def pair_changes(batch: Batch) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
@@ -68,12 +76,11 @@ class PoseLoss(nn.Module):
             floor=config.floor,
         )
 
-    def forward(self, scale: Tensor, orientation: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute both losses.
+    def forward(self, logits: Logits, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute both losses; that of a histogram the network does not give is 0.
 
         Args:
-            scale: (B, V, S) logits.
-            orientation: (B, V, R) logits.
+            logits: scale (B, V, S) and orientation (B, V, R).
             batch: the patches' true geometry.
 
         Returns:
@@ -81,72 +88,104 @@ class PoseLoss(nn.Module):
         """
         pairs, rotation_deg, octaves = pair_changes(batch)
         first, second = torch.from_numpy(pairs).T
-        losses = (
-            loss(
-                logits[:, first].flatten(0, 1),
-                logits[:, second].flatten(0, 1),
-                torch.from_numpy(change).float().flatten(),
-            ).mean()
-            for loss, logits, change in (
-                (self.scale, scale, octaves * self.bins_per_octave),
-                (self.orientation, orientation, rotation_deg * self.bins_per_degree),
-            )
+
+        def compare(loss: nn.Module, values: Tensor | None, change: NDArray[np.float64]) -> Tensor:
+            if values is None:
+                return torch.zeros(())
+            truth = torch.from_numpy(change).float().flatten().to(values.device)
+            one, other = values[:, first].flatten(0, 1), values[:, second].flatten(0, 1)
+            return torch.as_tensor(loss(one, other, truth).mean())
+
+        return (
+            compare(self.scale, logits.scale, octaves * self.bins_per_octave),
+            compare(self.orientation, logits.orientation, rotation_deg * self.bins_per_degree),
         )
-        return next(losses), next(losses)
 
 
-def has_bfloat16() -> bool:
-    """Say whether the processor computes in bfloat16; False where PyTorch cannot tell."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Say whether a device computes in bfloat16; False where PyTorch cannot tell."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def apply_network(
+    network: nn.Module,
+    patches: NDArray[np.float32],
+    log_prior: NDArray[np.float32],
+    *,
+    bfloat16: bool = False,
+) -> Logits:
+    """Run a network on patches, on the device it is on.
+
+    Args:
+        network: patches and prior to scale and orientation logits.
+        patches: (N, C, H, W).
+        log_prior: (N, S).
+        bfloat16: compute in bfloat16, at half the time where the device has it.
+
+    Returns:
+        scale (N, S) and orientation (N, R) logits, float32.
+    """
+    device = next(network.parameters()).device
+    inputs = torch.from_numpy(patches).contiguous(memory_format=torch.channels_last).to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        found = network(inputs, torch.from_numpy(log_prior).to(device))
+    return Logits(*(None if values is None else values.float() for values in found))
 
 
 def run_network(
     network: nn.Module, batch: Batch, bins: PoseBins, *, bfloat16: bool = False
-) -> tuple[Tensor, Tensor]:
+) -> Logits:
     """Run a network on patches of several views.
 
     Args:
-        network: (N, C, H, W) patches and (N, S) prior to scale and orientation logits.
+        network: as for `apply_network`.
         batch: B keypoints in V views.
         bins: of the histograms.
-        bfloat16: compute in bfloat16, at half the time where the processor has it.
+        bfloat16: as for `apply_network`.
 
     Returns:
-        (B, V, S) scale and (B, V, R) orientation logits, float32.
+        (B, V, S) scale and (B, V, R) orientation logits.
     """
-    patches = torch.from_numpy(batch.patches).flatten(0, 1)
-    prior = torch.from_numpy(log_scale_prior(batch.scale_sigma.ravel(), bins))
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        scale, orientation = network(patches.contiguous(memory_format=torch.channels_last), prior)
     shape = batch.patches.shape[:2]
-    return scale.float().unflatten(0, shape), orientation.float().unflatten(0, shape)
+    prior = log_scale_prior(batch.scale_sigma.ravel(), bins)
+    patches = batch.patches.reshape(-1, *batch.patches.shape[2:])
+    found = apply_network(network, patches, prior, bfloat16=bfloat16)
+    return Logits(*(None if values is None else values.unflatten(0, shape) for values in found))
 
 
-def histograms_of(scale: Tensor, orientation: Tensor) -> PoseHistograms:
-    """Turn (N, S) and (N, R) logits into histograms."""
+def histograms_of(logits: Logits, bins: PoseBins) -> PoseHistograms:
+    """Turn (N, S) and (N, R) logits into histograms; flat ones where there are none."""
+    count = next(len(values) for values in logits if values is not None)
+
+    def read(values: Tensor | None, size: int) -> NDArray[np.float32]:
+        if values is None:
+            return np.full((count, size), 1 / size, np.float32)
+        return np.asarray(values.softmax(-1).cpu().numpy(), np.float32)
+
     return PoseHistograms(
-        scale=scale.softmax(-1).numpy(), orientation=orientation.softmax(-1).numpy()
+        scale=read(logits.scale, bins.scale),
+        orientation=read(logits.orientation, bins.orientation),
     )
 
 
-def pose_accuracy(
-    scale: Tensor, orientation: Tensor, batch: Batch, bins: PoseBins
-) -> dict[str, float]:
+def pose_accuracy(logits: Logits, batch: Batch, bins: PoseBins) -> dict[str, float]:
     """Measure how often two views of a keypoint get poses that agree with the truth.
 
     Args:
-        scale: (B, V, S) logits.
-        orientation: (B, V, R) logits.
+        logits: scale (B, V, S) and orientation (B, V, R).
         batch: the patches' true geometry.
         bins: of the histograms.
 
     Returns:
-        Percentages by metric name.
+        Percentages by metric name, of the histograms that the network gives.
 
     Source: thresholds of Lee, Jeong, Cho, BMVC 2021, eq. 9.
     """
-    views = scale.shape[1]
-    poses = find_modes(histograms_of(scale.flatten(0, 1), orientation.flatten(0, 1)), bins)
+    views = batch.patches.shape[1]
+    flat = Logits(*(None if values is None else values.flatten(0, 1) for values in logits))
+    poses = find_modes(histograms_of(flat, bins), bins)
     angle_deg = poses.angle_deg.reshape(-1, views)
     octaves = np.log2(poses.scale).reshape(-1, views)
     pairs, rotation_deg, change = pair_changes(batch)
@@ -154,9 +193,11 @@ def pose_accuracy(
     turn_error = angle_deg[:, second] - angle_deg[:, first] - rotation_deg
     turn_error = np.abs((turn_error + 180) % 360 - 180)
     octave_error = np.abs(octaves[:, second] - octaves[:, first] - change)
-    return {
-        "orientation_within_5_deg": 100 * float((turn_error <= 5).mean()),
-        "orientation_within_10_deg": 100 * float((turn_error <= 10).mean()),
-        "scale_within_1_6_octave": 100 * float((octave_error <= 1 / 6).mean()),
-        "scale_within_1_3_octave": 100 * float((octave_error <= 1 / 3).mean()),
-    }
+    within = {}
+    if logits.orientation is not None:
+        within["orientation_within_5_deg"] = turn_error <= 5
+        within["orientation_within_10_deg"] = turn_error <= 10
+    if logits.scale is not None:
+        within["scale_within_1_6_octave"] = octave_error <= 1 / 6
+        within["scale_within_1_3_octave"] = octave_error <= 1 / 3
+    return {name: 100 * float(right.mean()) for name, right in within.items()}

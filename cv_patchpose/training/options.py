@@ -9,6 +9,11 @@ from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 LOSSES = ("overlap", "alignment")
+NETWORKS = ("polar", "resnet18")
+TARGETS = ("orientation", "scale")
+SOURCES = ("views", "patchpose")
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "constant")
 
 _Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
@@ -29,6 +34,7 @@ def _range(low: float, high: float) -> _Rule:
 _POSITIVE = _number("a finite number > 0", lambda v: v > 0)
 _NOT_NEGATIVE = _number("a finite number >= 0", lambda v: v >= 0)
 _SHARE = _number("a number between 0 and 1", lambda v: 0 < v < 1)
+_DECAY = _number("a number from 0 to below 1", lambda v: 0 <= v < 1)
 _CHANCE = _number("a number from 0 to 1", lambda v: 0 <= v <= 1)
 
 
@@ -114,15 +120,26 @@ class SynthesisConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a network is trained.
+    """How a network is trained; `recipes` names some whole sets of options.
 
     Args:
+        network: "polar" or "resnet18".
+        targets: histograms to learn, "orientation", "scale" or both; both for "polar".
+        source: "views" of photographs, spoilt, or the pairs of "patchpose" (resnet18 only).
+        split_by: how the pairs of "patchpose" are divided, by "image" or by shuffled "pairs".
+        orientation_bins: of the orientation histogram.
+        scale_bins: of the scale histogram, spread over four octaves.
+        temperature: divides the outputs of resnet18 before the softmax.
         budget_minutes: active training time; the learning rate follows its share used up.
         budget_keypoints: stop after so many keypoints instead, when not None.
         batch_size: keypoints per step; each brings its views.
-        learning_rate: peak of the warm-up and cosine schedule.
-        weight_decay: of AdamW.
-        ema: decay of the averaged weights, which are the ones kept.
+        optimizer: "adamw" or "sgd".
+        momentum: of SGD.
+        schedule: of the learning rate after its warm-up, "cosine" or "constant".
+        learning_rate: peak of the schedule.
+        weight_decay: of the optimizer.
+        largest_gradient: norm to which gradients are clipped; None: not clipped.
+        ema: decay of the averaged weights, which are the ones kept; 0: the last ones.
         loss: "overlap" (ours) or "alignment" (that of the paper), see `losses`.
         sigma_deg: tolerance of the orientation's overlap loss, degrees.
         sigma_octaves: tolerance of the scale's overlap loss, octaves.
@@ -132,6 +149,7 @@ class TrainConfig:
         validation_keypoints: keypoints measured at each validation.
         validate_every_minutes: time between validations, each followed by a checkpoint.
         seed: of everything random.
+        device: "cpu", "cuda", or "auto": a GPU where there is one.
         threads: of PyTorch; 0 leaves its default.
         streams: producer threads.
         reuse: how often a keypoint's patches are drawn, on average.
@@ -146,11 +164,22 @@ class TrainConfig:
         ValueError: a field out of range.
     """
 
+    network: str = "polar"
+    targets: tuple[str, ...] = TARGETS
+    source: str = "views"
+    split_by: str = "image"
+    orientation_bins: int = 36
+    scale_bins: int = 13
+    temperature: float = 1.0
     budget_minutes: float = 60.0
     budget_keypoints: int | None = None
     batch_size: int = 64
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    schedule: str = "cosine"
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
+    largest_gradient: float | None = 5.0
     ema: float = 0.999
     loss: str = "overlap"
     sigma_deg: float = 7.0
@@ -161,6 +190,7 @@ class TrainConfig:
     validation_keypoints: int = 512
     validate_every_minutes: float = 3.0
     seed: int = 0
+    device: str = "auto"
     threads: int = 0
     streams: int = 1
     reuse: int = 2
@@ -172,8 +202,12 @@ class TrainConfig:
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, and that they go together."""
         _check(self, _TRAIN_RULES)
+        if self.network == "polar" and self.source != "views":
+            raise ValueError(f"source: expected views for polar, got {self.source!r}")
+        if self.network == "polar" and set(self.targets) != set(TARGETS):
+            raise ValueError(f"targets: expected both for polar, got {self.targets!r}")
 
 
 _SYNTHESIS_RULES: dict[str, _Rule] = {
@@ -191,13 +225,30 @@ _SYNTHESIS_RULES: dict[str, _Rule] = {
     "window_px": _range(1, 10000),
     "magnification": _POSITIVE,
 }
+
+
+def _one_of(accepted: tuple[str, ...]) -> _Rule:
+    return " or ".join(accepted), lambda v: v in accepted
+
+
 _TRAIN_RULES: dict[str, _Rule] = {
+    "network": _one_of(NETWORKS),
+    "source": _one_of(SOURCES),
+    "split_by": _one_of(("image", "pairs")),
+    "optimizer": _one_of(OPTIMIZERS),
+    "schedule": _one_of(SCHEDULES),
+    "device": _one_of(("auto", "cpu", "cuda")),
+    "targets": (f"some of {', '.join(TARGETS)}", lambda v: len(v) > 0 and set(v) <= set(TARGETS)),
+    "temperature": _POSITIVE,
+    "largest_gradient": ("None or a number > 0", lambda v: v is None or _POSITIVE[1](v)),
+    "orientation_bins scale_bins": _whole(3),
     "budget_minutes learning_rate sigma_deg sigma_octaves validate_every_minutes": _POSITIVE,
     "budget_keypoints": ("None or an integer >= 1", lambda v: v is None or _whole(1)[1](v)),
     "batch_size": _whole(2),
     "weight_decay floor scale_weight": _NOT_NEGATIVE,
-    "ema validation_share": _SHARE,
-    "loss": (" or ".join(LOSSES), lambda v: v in LOSSES),
+    "ema momentum": _DECAY,
+    "validation_share": _SHARE,
+    "loss": _one_of(LOSSES),
     "seed threads": _whole(0),
     "streams reuse validation_keypoints stem_channels hidden": _whole(1),
     "channels": ("integers >= 1", lambda v: all(map(_whole(1)[1], v))),

@@ -1,4 +1,4 @@
-"""Photographs to train on: read in grey, divided in two, and their candidate keypoints."""
+"""Photographs to train on: read, divided in two, and their candidate keypoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -25,10 +26,10 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A grey photograph and its candidate keypoints.
+    """A photograph and its candidate keypoints.
 
     Args:
-        image: (H, W) uint8.
+        image: (H, W) grey or BGR (H, W, 3) uint8.
         xy_px: (K, 2) places of the candidates.
         size_px: (K,) diameters; NaN for corners, which have no scale of their own.
     """
@@ -43,7 +44,7 @@ class Photographs:
 
     Args:
         paths: image files.
-        images: (H, W) uint8 of each.
+        images: (H, W) or (H, W, 3) uint8 of each.
     """
 
     def __init__(self, paths: Sequence[Path], images: Sequence[NDArray[np.uint8]]) -> None:
@@ -90,18 +91,19 @@ class Photographs:
         return Photographs([self.paths[i] for i in chosen], [self._images[i] for i in chosen])
 
 
-def read_photographs(folder: Path | str) -> Photographs:
+def read_photographs(folder: Path | str, *, color: bool = False) -> Photographs:
     """Read the photographs below a folder; unreadable and tiny files are skipped and reported.
 
     Args:
         folder: searched with its subfolders; larger photographs are shrunk to `LONG_SIDE_PX`.
+        color: keep three channels.
 
     Raises:
         ValueError: the folder does not exist or holds fewer than two usable photographs.
     """
     paths = find_images(folder)
     with ThreadPoolExecutor() as pool:
-        found = zip(paths, pool.map(_read_gray, paths), strict=True)
+        found = zip(paths, pool.map(partial(_read, color=color), paths), strict=True)
         usable = [(path, image) for path, image in found if image is not None]
     skipped = len(paths) - len(usable)
     if len(usable) < 2:
@@ -116,18 +118,19 @@ def read_photographs(folder: Path | str) -> Photographs:
     return Photographs(*zip(*usable, strict=True))
 
 
-def _read_gray(path: Path) -> NDArray[np.uint8] | None:
+def _read(path: Path, *, color: bool) -> NDArray[np.uint8] | None:
+    how = cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        image = cv2.imdecode(data, how) if data.size else None
         if image is None:
             return None
-        shrink = LONG_SIDE_PX / max(image.shape)
+        shrink = LONG_SIDE_PX / max(image.shape[:2])
         if shrink < 1:
             image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     except (OSError, cv2.error):
         return None
-    return np.asarray(image, np.uint8) if min(image.shape) >= SMALLEST_SIDE_PX else None
+    return np.asarray(image, np.uint8) if min(image.shape[:2]) >= SMALLEST_SIDE_PX else None
 
 
 def candidate_keypoints(
@@ -136,11 +139,13 @@ def candidate_keypoints(
     """Find corners (at two resolutions) and blobs, the places that detectors propose.
 
     Args:
-        image: (H, W) uint8.
+        image: (H, W) or BGR (H, W, 3) uint8.
 
     Returns:
         (K, 2) places and (K,) sizes, NaN for corners; each kind in its detector's order.
     """
+    if image.ndim == 3:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
     places, sizes = [np.empty((0, 2))], [np.empty(0)]
     for factor in (1, 2):
         small = image if factor == 1 else cv2.pyrDown(image)

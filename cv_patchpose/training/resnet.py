@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from cv_patchpose.grids import SquareGrid
 from cv_patchpose.histograms import PoseBins
-from cv_patchpose.patches import SquareGrid
+from cv_patchpose.training.options import TARGETS
 
-TARGETS = ("orientation", "scale")
 FEATURES = 512
 HIDDEN = (512, 256, 128)  # of the four-layer perceptron; the paper does not say
 
@@ -26,12 +26,13 @@ class ResNetConfig:
         temperature: the outputs are divided by it before the softmax.
     """
 
-    grid: SquareGrid = SquareGrid(32)
+    grid: SquareGrid = SquareGrid()
     bins: PoseBins = PoseBins()
     targets: tuple[str, ...] = TARGETS
     temperature: float = 20.0
 
     def __post_init__(self) -> None:
+        """Check the targets."""
         if not self.targets or not set(self.targets) <= set(TARGETS):
             raise ValueError(f"targets: expected some of {TARGETS}, got {self.targets!r}")
 

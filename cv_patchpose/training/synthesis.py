@@ -26,7 +26,7 @@ class View:
     """One synthesised view.
 
     Args:
-        image: (H, W) uint8.
+        image: (H, W) or (H, W, 3) uint8, as the photograph.
         homography: (3, 3) from photograph to view pixels, pixel centres at integers.
     """
 
@@ -86,12 +86,12 @@ def corrupt(image: Image, config: SynthesisConfig, rng: np.random.Generator) -> 
     """Spoil a view: light, blur, motion, resampling, noise, compression, each by chance.
 
     Args:
-        image: (H, W) uint8.
+        image: (H, W) or BGR (H, W, 3) uint8.
         config: chance and strength of the corruptions.
         rng: random generator.
 
     Returns:
-        (H, W) uint8, a new array.
+        uint8 of the same shape, a new array.
     """
 
     def happens(chance: float) -> bool:
@@ -111,7 +111,7 @@ def corrupt(image: Image, config: SynthesisConfig, rng: np.random.Generator) -> 
     if happens(0.5):
         quality = int(rng.uniform(*config.jpeg_quality))
         code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        image = np.asarray(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE))
+        image = np.asarray(cv2.imdecode(code, cv2.IMREAD_UNCHANGED))
     return np.asarray(image, np.uint8)
 
 
@@ -127,7 +127,7 @@ def _motion_blur(image: Image, rng: np.random.Generator) -> Image:
 
 
 def _resample(image: Image, rng: np.random.Generator) -> Image:
-    height, width = image.shape
+    height, width = image.shape[:2]
     factor = rng.uniform(0.35, 0.8)
     # Sizes, not factors: rounding must be the same on the way back.
     small_size = round(width * factor), round(height * factor)
@@ -144,7 +144,9 @@ def _relight(image: Image, config: SynthesisConfig, rng: np.random.Generator) ->
     image = cv2.LUT(image, np.clip(255 * tone, 0, 255).astype(np.uint8))
     if rng.random() < 0.4:
         coarse = np.exp(rng.normal(0, 0.3, (3, 3))).astype(np.float32)
-        shading = cv2.resize(coarse, image.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        shading = cv2.resize(coarse, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        if image.ndim == 3:
+            shading = cv2.merge([shading] * 3)
         image = cv2.multiply(image, shading, dtype=cv2.CV_8U)
     return np.asarray(image, np.uint8)
 
@@ -155,7 +157,7 @@ def random_view(
     """Draw one view of a photograph around a point.
 
     Args:
-        photograph: (H, W) uint8 grey.
+        photograph: (H, W) grey or BGR (H, W, 3) uint8.
         center_px: (2,) point that the view shows at its centre.
         config: ranges.
         rng: random generator.

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import nn
 from tqdm import tqdm
 
 from cv_patchpose.files import write_file
-from cv_patchpose.training.calibration import measure_scale_offset
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
     config_of,
@@ -28,36 +27,23 @@ from cv_patchpose.training.checkpoint import (
     shape_of,
 )
 from cv_patchpose.training.curves import draw_curves
-from cv_patchpose.training.dataset import Batch, PairStream, prefetch
+from cv_patchpose.training.dataset import Batch
+from cv_patchpose.training.distributed import join_processes
 from cv_patchpose.training.log import Row, read_rows, write_rows
-from cv_patchpose.training.network import PolarNet, PolarNetConfig
+from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
 from cv_patchpose.training.objective import PoseLoss, has_bfloat16, run_network
 from cv_patchpose.training.options import TrainConfig
-from cv_patchpose.training.photographs import read_photographs
-from cv_patchpose.training.validation import measure, validation_batches
+from cv_patchpose.training.prefetch import prefetch
+from cv_patchpose.training.sources import measure, open_source
 
-FIXED = ("seed", "validation_share", "init")  # options that a resumed run cannot change
+FIXED = ("seed", "validation_share", "source", "init")  # options that a resumed run cannot change
 LOG_NAME = "log.csv"
 CURVES_NAME = "curves.png"
 VALIDATION_NAME = "validation.txt"
 WARM_UP_SHARE = 0.02
 LAST_LEARNING_RATE_SHARE = 0.003
-POOL_BATCHES = 24
 RECENT_STEPS = 500
-LARGEST_GRADIENT = 5.0
 _BAR = "{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining} {postfix}"
-
-
-def network_config(config: TrainConfig) -> PolarNetConfig:
-    """Shape the network as the training options say."""
-    standard = PolarNetConfig()
-    return dataclasses.replace(
-        standard,
-        grid=dataclasses.replace(standard.grid, halo=2 + 2 * len(config.channels)),
-        stem_channels=config.stem_channels,
-        channels=config.channels,
-        hidden=config.hidden,
-    )
 
 
 @contextlib.contextmanager
@@ -76,10 +62,11 @@ class Trainer:
     """One training run in a folder: log.csv, curves.png, checkpoint.pt, validation.txt.
 
     Training photographs and validation photographs are disjoint. A running average of the
-    weights is what is validated and kept.
+    weights is what is validated and kept. Processes started by torchrun share the batches; the
+    first of them writes.
 
     Args:
-        images: folder of photographs.
+        images: folder of photographs, or of PatchPose pairs, see `sources.open_source`.
         run: folder of the run; made if missing.
         config: how to train; to resume, `saved_config` of the run with what is to change.
         resume: go on from the run's checkpoint.
@@ -97,24 +84,25 @@ class Trainer:
         self.shape = network_config(config)
         self.run_folder = Path(run)
         self.checkpoint_path = self.run_folder / CHECKPOINT_NAME
+        self.group = join_processes(config.device)
+        self.batch_size = self.group.share_of(config.batch_size)
         state = self._open_run(resume)
-        photographs = read_photographs(images)
-        self.training, self.validation = photographs.split(config.validation_share, config.seed)
-        self.origin = {"data": photographs.describe(images), "commit": current_commit()}
+        self.source = open_source(images, config, self.shape)
+        self.origin = {"data": self.source.origin, "commit": current_commit()}
         torch.manual_seed(config.seed)
-        self.bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
-        self.network: nn.Module = PolarNet(self.shape)
+        device = self.group.device
+        self.bfloat16 = has_bfloat16(device) if config.bfloat16 is None else config.bfloat16
+        self.network = build_network(self.shape).to(device)
         self.average = copy.deepcopy(self.network).eval()
-        self.loss = PoseLoss(self.shape.bins, config)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.loss = PoseLoss(self.shape.bins, config).to(device)
+        self.optimizer = _optimizer(self.network, config)
         self.step, self.keypoints, self.minutes = 0, 0, 0.0
         self.rows: list[Row] = []
         if state:
             self._restore(state)
         else:
             self._begin()
+        self.parallel = self.group.wrap(self.network)
 
     def _open_run(self, resume: bool) -> dict[str, Any] | None:
         """Check the run's folder; read the checkpoint to resume."""
@@ -148,12 +136,13 @@ class Trainer:
             weights = self._load(self.config.init)["average"]
             self.network.load_state_dict(weights)
             self.average.load_state_dict(weights)
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        held_out = "".join(f"{path}\n" for path in self.validation.paths)
-        write_file(self.run_folder / VALIDATION_NAME, held_out.encode())
+        if self.group.leads:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            held_out = "".join(f"{name}\n" for name in self.source.held_out)
+            write_file(self.run_folder / VALIDATION_NAME, held_out.encode())
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["validation_files"] != [path.name for path in self.validation.paths]:
+        if state["validation_files"] != self._validation_files():
             raise ValueError(
                 f"images: expected the photographs that {self.run_folder} was trained on, got "
                 "others: the validation photographs differ"
@@ -165,6 +154,9 @@ class Trainer:
         self.minutes = state["minutes"]
         self.rows = read_rows(self.run_folder / LOG_NAME, self.keypoints)
 
+    def _validation_files(self) -> list[str]:
+        return [Path(name).name for name in self.source.held_out]
+
     def progress(self) -> float:
         """Share of the budget used up, 0 to 1."""
         if self.config.budget_keypoints is not None:
@@ -172,10 +164,12 @@ class Trainer:
         return min(1.0, self.minutes / self.config.budget_minutes)
 
     def learning_rate(self) -> float:
-        """Warm up linearly, then fall along a cosine."""
+        """Warm up linearly, then fall along a cosine or stay."""
         done = self.progress()
         if done < WARM_UP_SHARE:
             return self.config.learning_rate * max(0.02, done / WARM_UP_SHARE)
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
         cosine = 0.5 * (1 + math.cos(math.pi * (done - WARM_UP_SHARE) / (1 - WARM_UP_SHARE)))
         return self.config.learning_rate * max(cosine, LAST_LEARNING_RATE_SHARE)
 
@@ -193,54 +187,52 @@ class Trainer:
         return self.checkpoint_path
 
     def _loop(self, batches: Iterator[Batch]) -> None:
-        config = self.config
-        validation = validation_batches(
-            self.validation, self.shape.grid, config.synthesis, config.validation_keypoints
-        )
+        validation = self.source.validation() if self.group.leads else {}
         losses: list[tuple[float, float]] = []
         mark = time.monotonic()
-        next_validation = self.minutes + config.validate_every_minutes
-        initial = 100 * self.progress()
+        every = self.config.validate_every_minutes
+        next_validation = self.minutes + every
         with tqdm(
-            total=100.0, initial=initial, desc="train", bar_format=_BAR, mininterval=1
+            total=100.0,
+            initial=100 * self.progress(),
+            desc="train",
+            bar_format=_BAR,
+            mininterval=1,
+            disable=not self.group.leads,
         ) as bar:
             while self.progress() < 1:
                 losses.append(self._step(next(batches)))
                 now = time.monotonic()
-                self.minutes, mark = self.minutes + (now - mark) / 60, now
+                # One clock for all processes, which must take the same number of steps.
+                self.minutes = self.group.from_leader(self.minutes + (now - mark) / 60)
+                mark = now
                 bar.update(100 * self.progress() - bar.n)
                 if self.minutes >= next_validation or self.progress() >= 1:
-                    bar.set_postfix_str(self._validate(validation, losses[-RECENT_STEPS:]))
-                    next_validation = self.minutes + config.validate_every_minutes
+                    if self.group.leads:
+                        bar.set_postfix_str(self._validate(validation, losses[-RECENT_STEPS:]))
+                    next_validation = self.minutes + every
                     mark = time.monotonic()
 
-    def _streams(self) -> list[PairStream]:
-        config = self.config
+    def _streams(self) -> list[Iterable[Batch]]:
+        config, group = self.config, self.group
         return [
-            PairStream(
-                self.training,
-                self.shape.grid,
-                config.synthesis,
-                batch_size=config.batch_size,
-                pool_size=POOL_BATCHES * config.batch_size,
-                seed=(config.seed, self.step, number),
-                reuse=config.reuse,
-            )
+            self.source.stream((config.seed, self.step, number, group.rank), self.batch_size)
             for number in range(config.streams)
         ]
 
     def _step(self, batch: Batch) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        logits = run_network(self.network, batch, self.shape.bins, bfloat16=self.bfloat16)
-        scale_loss, orientation_loss = self.loss(*logits, batch)
+        logits = run_network(self.parallel, batch, self.shape.bins, bfloat16=self.bfloat16)
+        scale_loss, orientation_loss = self.loss(logits, batch)
         self.optimizer.zero_grad()
         (orientation_loss + self.config.scale_weight * scale_loss).backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
+        if self.config.largest_gradient is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.largest_gradient)
         self.optimizer.step()
         self._update_average()
         self.step += 1
-        self.keypoints += len(batch.patches)
+        self.keypoints += len(batch.patches) * self.group.size
         return scale_loss.item(), orientation_loss.item()
 
     @torch.no_grad()
@@ -259,13 +251,17 @@ class Trainer:
             "learning_rate": self.learning_rate(),
             "scale_loss": scale_loss,
             "orientation_loss": orientation_loss,
-            **measure(self.average, batches, self.shape.bins),
+            **measure(self.average, batches, self.shape),
         }
         save_checkpoint(self._state(), self.checkpoint_path)
         self._log(row)
-        return (
-            f"orientation 5 deg {row['spoilt_orientation_within_5_deg']:.1f} %, "
-            f"scale 1/6 octave {row['spoilt_scale_within_1_6_octave']:.1f} %"
+        kind = next(reversed(batches))
+        shown = {"orientation 5 deg": "orientation_within_5_deg"}
+        shown["scale 1/6 octave"] = "scale_within_1_6_octave"
+        return ", ".join(
+            f"{text} {row[f'{kind}_{metric}']:.1f} %"
+            for text, metric in shown.items()
+            if f"{kind}_{metric}" in row
         )
 
     def _log(self, row: Row) -> None:
@@ -276,21 +272,24 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         return {
             "train_config": dataclasses.asdict(self.config),
-            "network_config": dataclasses.asdict(self.shape),
+            "network_config": shape_to_entry(self.shape),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "keypoints": self.keypoints,
             "minutes": self.minutes,
-            "scale_offset_octaves": measure_scale_offset(
-                self.average,
-                self.shape.grid,
-                self.shape.bins,
-                self.validation,
-                self.config.synthesis.magnification,
-            ),
-            "photographs": len(self.training),
-            "validation_files": [path.name for path in self.validation.paths],
+            "scale_offset_octaves": self.source.scale_offset(self.average),
+            "photographs": self.source.images,
+            "validation_files": self._validation_files(),
             **self.origin,
         }
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), rate, momentum=config.momentum, weight_decay=decay
+        )
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)

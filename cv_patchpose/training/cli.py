@@ -1,0 +1,89 @@
+"""Arguments of the verb train."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from cv_patchpose.training.checkpoint import saved_config
+from cv_patchpose.training.options import TARGETS, TrainConfig
+from cv_patchpose.training.recipes import RECIPES, recipe
+from cv_patchpose.training.trainer import Trainer
+
+# option: (field of TrainConfig, type, help)
+_OPTIONS: dict[str, tuple[str, type, str]] = {
+    "--minutes": ("budget_minutes", float, "training time"),
+    "--keypoints": ("budget_keypoints", int, "stop after so many keypoints instead"),
+    "--temperature": ("temperature", float, "divides the outputs of resnet18"),
+    "--orientation-bins": ("orientation_bins", int, "of the orientation histogram"),
+    "--scale-bins": ("scale_bins", int, "of the scale histogram, over four octaves"),
+    "--split-by": ("split_by", str, "PatchPose pairs are divided by image or by pairs"),
+    "--optimizer": ("optimizer", str, "adamw or sgd"),
+    "--learning-rate": ("learning_rate", float, "peak of the schedule"),
+    "--batch-size": ("batch_size", int, "keypoints per step"),
+    "--seed": ("seed", int, "of everything random"),
+    "--device": ("device", str, "cpu, cuda or auto"),
+    "--threads": ("threads", int, "of PyTorch; 0: its own choice"),
+    "--streams": ("streams", int, "threads that make views"),
+    "--loss": ("loss", str, "overlap or alignment"),
+    "--init": ("init", str, "checkpoint to begin with"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    names = "; ".join(f"{network}: {', '.join(known)}" for network, known in RECIPES.items())
+    parser.add_argument(
+        "images", type=Path, metavar="IMAGES", help="photographs, or PatchPose datasets"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in RUN, by its options"
+    )
+    parser.add_argument("--network", choices=list(RECIPES), help="what to train (polar)")
+    parser.add_argument(
+        "--recipe", help=f"set of options, the first of a network its default ({names})"
+    )
+    parser.add_argument(
+        "--target", choices=("orientation", "scale", "both"), help="what resnet18 learns (both)"
+    )
+    for option, (field, kind, text) in _OPTIONS.items():
+        parser.add_argument(
+            option,
+            dest=field,
+            type=kind,
+            default=argparse.SUPPRESS,
+            metavar=option.lstrip("-").upper(),
+            help=text,
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and print the checkpoint's path.
+
+    Returns:
+        0.
+    """
+    fields = [field for field, _, _ in _OPTIONS.values()]
+    given = {field: getattr(args, field) for field in fields if field in args}
+    if args.target:
+        given["targets"] = TARGETS if args.target == "both" else (args.target,)
+    if "budget_minutes" in given:
+        given.setdefault("budget_keypoints", None)
+    config = dataclasses.replace(_base_config(args), **given)
+    trainer = Trainer(args.images, args.output, config, resume=args.resume)
+    checkpoint = trainer.train()
+    if trainer.group.leads:
+        print(checkpoint)
+    return 0
+
+
+def _base_config(args: argparse.Namespace) -> TrainConfig:
+    """Return the options of the run to resume, or those of the recipe."""
+    if not args.resume:
+        return recipe(args.network or "polar", args.recipe)
+    for name in ("network", "recipe"):
+        if getattr(args, name):
+            raise ValueError(f"{name}: expected none with --resume, got {getattr(args, name)!r}")
+    return saved_config(args.output)

@@ -1,0 +1,48 @@
+"""Named sets of training options."""
+
+from __future__ import annotations
+
+from cv_patchpose.training.options import TrainConfig
+
+PAPER = TrainConfig(
+    network="resnet18",
+    source="patchpose",
+    loss="alignment",
+    temperature=20.0,
+    optimizer="sgd",
+    learning_rate=3.0,
+    momentum=0.9,
+    weight_decay=0.0,
+    schedule="constant",
+    largest_gradient=None,
+    ema=0.0,
+    batch_size=64,
+)
+VIEWS = TrainConfig(
+    network="resnet18", source="views", learning_rate=1e-3, sigma_deg=4.0, sigma_octaves=0.1
+)
+# The first recipe of a network is its default.
+RECIPES: dict[str, dict[str, TrainConfig]] = {
+    "polar": {"polar": TrainConfig()},
+    "resnet18": {"paper": PAPER, "views": VIEWS},
+}
+
+
+def recipe(network: str, name: str | None = None) -> TrainConfig:
+    """Return a recipe of a network, its default when no name is given.
+
+    Args:
+        network: "polar" or "resnet18".
+        name: One of the network's recipes: "polar"; "paper" (Lee, Jeong, Cho, BMVC 2021: SGD at
+            3.0 with momentum 0.9, batches of 64, temperature 20, the alignment loss on PatchPose
+            pairs) or "views" (ours: AdamW, the overlap loss, spoilt views of photographs).
+
+    Raises:
+        ValueError: An unknown network or recipe.
+    """
+    if network not in RECIPES:
+        raise ValueError(f"network: expected one of {', '.join(RECIPES)}, got {network!r}")
+    known = RECIPES[network]
+    if name is not None and name not in known:
+        raise ValueError(f"recipe: expected one of {', '.join(known)} for {network}, got {name!r}")
+    return known[name or next(iter(known))]
