@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=kind,
             default=argparse.SUPPRESS,
             metavar=option.lstrip("-").upper(),
-            help=text,
+            help=f"{text}{_defaults(field)}",
         )
 
 
@@ -77,6 +77,18 @@ def run(args: argparse.Namespace) -> int:
     if trainer.group.leads:
         print(checkpoint)
     return 0
+
+
+def _defaults(field: str) -> str:
+    """Say what an option is without being given: one value, or that of each recipe."""
+    values = {
+        name: getattr(config, field) for known in RECIPES.values() for name, config in known.items()
+    }
+    if None in values.values():
+        return ""
+    if len(set(values.values())) == 1:
+        return f" ({next(iter(values.values()))})"
+    return f" ({', '.join(f'{name}: {value}' for name, value in values.items())})"
 
 
 def _base_config(args: argparse.Namespace) -> TrainConfig:
