@@ -59,9 +59,9 @@ class Camera:
         Args:
             from_photo: (3, 3) affine, from this camera's pixels to the new ones.
         """
-        _, intrinsics, _, *_ = cv2.RQDecomp3x3(from_photo @ self.intrinsics @ self.rotation)
-        intrinsics = np.asarray(intrinsics / intrinsics[2, 2], np.float64)
-        turn = np.asarray(np.linalg.solve(intrinsics, from_photo @ self.intrinsics), np.float64)
+        _, upper, *_ = cv2.RQDecomp3x3(from_photo @ self.intrinsics @ self.rotation)
+        intrinsics = np.asarray(upper, np.float64) / upper[2][2]
+        turn = np.linalg.solve(intrinsics, from_photo @ self.intrinsics)
         return Camera(intrinsics, turn @ self.rotation, turn @ self.translation)
 
 

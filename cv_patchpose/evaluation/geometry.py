@@ -15,7 +15,7 @@ from cv_patchpose.evaluation.cameras import Camera, RelativePose
 from cv_patchpose.homography import project
 
 _HOMOGRAPHY_PX = 3.0
-_ESSENTIAL_PX = 1.0
+_ESSENTIAL_PX = 0.5
 _CONFIDENCE = 0.99999
 _ITERATIONS = 10_000
 _FEWEST = {"homography": 4, "essential": 5}
@@ -91,7 +91,7 @@ def estimate_relative_pose(
     """Find the relative pose of two calibrated cameras by the essential matrix.
 
     Points are brought to normalised coordinates by each camera's intrinsics, and the threshold of
-    1 pixel is divided by the mean focal length.
+    half a pixel is divided by the mean focal length.
 
     Args:
         xy1_px: (M, 2) places in image 1.
@@ -102,8 +102,8 @@ def estimate_relative_pose(
     Returns:
         The fit, or None where nothing fits.
 
-    Source: D. Nister, PAMI 2004, doi:10.1109/TPAMI.2004.17, with MAGSAC++ as in
-        :func:`estimate_homography`; OpenCV's.
+    Source: D. Nister, PAMI 2004, doi:10.1109/TPAMI.2004.17, by OpenCV's USAC_ACCURATE: Graph-Cut
+        RANSAC, D. Barath, J. Matas, CVPR 2018, doi:10.1109/CVPR.2018.00704.
     """
     if len(xy1_px) < _FEWEST["essential"]:
         return None
@@ -111,9 +111,10 @@ def estimate_relative_pose(
     threshold = 2 * _ESSENTIAL_PX / (camera1.focal_px + camera2.focal_px)
     eye = np.eye(3)
     essential: Any = None
+    # Of one set of matches OpenCV's MAGSAC finds fewer poses than this.
     with contextlib.suppress(cv2.error):  # raised where nothing fits
         essential, mask = cv2.findEssentialMat(
-            normalised1, normalised2, eye, cv2.USAC_MAGSAC, _CONFIDENCE, threshold, _ITERATIONS
+            normalised1, normalised2, eye, cv2.USAC_ACCURATE, _CONFIDENCE, threshold, _ITERATIONS
         )
     if essential is None or essential.shape[0] < 3:
         return None

@@ -51,9 +51,10 @@ def filter_adalam(
 ) -> NDArray[np.int64]:
     """Keep matches that agree in place, scale and orientation with their surroundings.
 
-    Seeds are mutual nearest neighbours of the best ratio around. The second best of the ratio is
-    the nearest at another place, so that several poses at one place are no rivals of each other;
-    for one pose per place this is AdaLAM as published.
+    Seeds are mutual nearest neighbours of the best ratio around. Several poses at one place are no
+    rivals of each other and no support: the second best of the ratio is the nearest at another
+    place, and only the best match of each place of image 1 takes part. For one pose per place this
+    is AdaLAM as published.
 
     Args:
         features1: N features of image 1.
@@ -80,22 +81,33 @@ def filter_adalam(
     )
     square1, square2 = _squared(distance, features1), _squared(rival, features1)
     ratio = np.where(rival > 0, square1 / np.maximum(square2, 1e-3), 1.0)
+    best = _best_of_each_place(keypoints1.xy_px, ratio, mutual)
+    chosen = keypoints1.take(best)
     side1, side2 = ((math.sqrt(each.area_px),) * 2 for each in (features1, features2))
     matches: Any = feature.adalam.AdalamFilter().filter_matches(
-        torch.from_numpy(keypoints1.xy_px),
+        torch.from_numpy(chosen.xy_px),
         torch.from_numpy(keypoints2.xy_px),
-        torch.from_numpy(nearest.astype(np.int64)),
-        torch.from_numpy(ratio.astype(np.float32)),
-        torch.from_numpy(mutual),
+        torch.from_numpy(nearest[best].astype(np.int64)),
+        torch.from_numpy(ratio[best].astype(np.float32)),
+        torch.from_numpy(mutual[best]),
         side1,
         side2,
-        torch.from_numpy(keypoints1.angle_deg),
+        torch.from_numpy(chosen.angle_deg),
         torch.from_numpy(keypoints2.angle_deg),
-        torch.from_numpy(keypoints1.size_px),
+        torch.from_numpy(chosen.size_px),
         torch.from_numpy(keypoints2.size_px),
     )
-    index = np.unique(matches.numpy().astype(np.int64).reshape(-1, 2), axis=0)
-    return np.asarray(index, np.int64)
+    index = np.unique(matches.numpy().reshape(-1, 2), axis=0)
+    return np.column_stack([best[index[:, 0]], index[:, 1]]).astype(np.int64)
+
+
+def _best_of_each_place(
+    xy_px: NDArray[np.float32], ratio: NDArray[np.float64], mutual: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the ascending index of each place's mutual match, or else its best by ratio."""
+    order = np.lexsort([ratio, ~mutual])
+    _, first = np.unique(xy_px[order], axis=0, return_index=True)
+    return np.asarray(np.sort(order[first]), np.int64)
 
 
 def distinct_places(
