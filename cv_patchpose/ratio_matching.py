@@ -67,34 +67,24 @@ def ratio_test(
         )
     norm = _check_norm(norm, first.dtype)
     xy2_px = np.array([keypoint.pt for keypoint in keypoints2], np.float32)
-    nearest, distance = find_nearest(first, second, norm)
-    rival_distance = rival_distances(first, second, norm, nearest, xy2_px, same_place_px)
+    nearest, distance = _nearest(first, second, norm)
+    rival_distance = _rival_distances(first, second, norm, nearest, xy2_px, same_place_px)
     kept = (nearest >= 0) & (distance < ratio * rival_distance)
     if mutual:
-        kept &= find_nearest(second, first, norm)[0][nearest] == np.arange(len(first))
+        kept &= _nearest(second, first, norm)[0][nearest] == np.arange(len(first))
     return tuple(
         cv2.DMatch(int(query), int(nearest[query]), 0, float(distance[query]))
         for query in np.flatnonzero(kept)
     )
 
 
-def find_nearest(
+def _nearest(
     descriptors1: NDArray[Any],
     descriptors2: NDArray[Any],
     norm: int,
     mask: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Find the nearest of the second for each of the first.
-
-    Args:
-        descriptors1: (N, D) float32 or uint8.
-        descriptors2: (M, D) of the same type.
-        norm: Of cv2.
-        mask: (N, M), 0 where a pair does not count; None: all count.
-
-    Returns:
-        (N,) index, -1 for none, and (N,) distance.
-    """
+    """Find the nearest of the second for each of the first: index, -1 for none, and distance."""
     dtype = cv2.CV_32S if norm in _HAMMING else cv2.CV_32F
     distance, index = cv2.batchDistance(
         descriptors1, descriptors2, dtype, normType=norm, K=1, mask=mask
@@ -102,34 +92,22 @@ def find_nearest(
     return np.asarray(index[:, 0], np.int32), np.asarray(distance[:, 0], np.float64)
 
 
-def rival_distances(
+def _rival_distances(
     descriptors1: NDArray[Any],
     descriptors2: NDArray[Any],
     norm: int,
     nearest: NDArray[np.int32],
     xy2_px: NDArray[np.float32],
-    same_place_px: float = _SAME_PLACE_PX,
+    same_place_px: float,
 ) -> NDArray[np.float64]:
-    """Measure how far the nearest descriptor of another place is.
-
-    Args:
-        descriptors1: (N, D) float32 or uint8.
-        descriptors2: (M, D) of the same type.
-        norm: Of cv2.
-        nearest: (N,) index of the nearest, see `find_nearest`.
-        xy2_px: (M, 2) places of `descriptors2`.
-        same_place_px: Within this distance of the nearest one places are the same.
-
-    Returns:
-        (N,) distances; 0 where there is none.
-    """
+    """(N,) distances to the nearest of another place than that of the nearest; 0: there is none."""
     distances = np.empty(len(descriptors1))
     rows = max(1, _MASK_BYTES // (8 * len(descriptors2)))  # offsets take 8 bytes a pair
     for start in range(0, len(distances), rows):
         part = slice(start, start + rows)
         offset = xy2_px - xy2_px[nearest[part], None]
         elsewhere = (np.square(offset).sum(axis=2) > same_place_px**2).astype(np.uint8)
-        index, distance = find_nearest(descriptors1[part], descriptors2, norm, elsewhere)
+        index, distance = _nearest(descriptors1[part], descriptors2, norm, elsewhere)
         distances[part] = np.where(index >= 0, distance, 0.0)
     return distances
 

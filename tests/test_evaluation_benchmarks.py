@@ -138,7 +138,8 @@ def test_adalam_leaves_fewer_wrong_matches(root):
         ).rows[0]
         for matcher in ("mutual", "adalam")
     ]
-    assert rows[1]["mma_3"] > 0.9 > rows[0]["mma_3"]
+    assert rows[1]["mma_3"] > rows[0]["mma_3"]
+    assert rows[1]["mma_3"] > 0.95
     assert rows[1]["correct_matches"] > 0.5 * rows[0]["correct_matches"]
 
 

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.description import Features
 from cv_patchpose.evaluation.weights import import_torch
-from cv_patchpose.ratio_matching import find_nearest, rival_distances
 
 MATCHERS = ("mutual", "adalam")
-_FEWEST_RIVALS = 2  # AdaLAM takes a descriptor's second nearest
+_LEAST_RIVAL = np.float32(1e-3)  # as in kornia: two rivals at no distance tell nothing
 
 
 def match_features(
@@ -33,21 +32,38 @@ def match_features(
     """
     if not len(features1.descriptors) or not len(features2.descriptors):
         return np.empty((0, 2), np.int64)
-    nearest, distance = find_nearest(features1.descriptors, features2.descriptors, _norm(features1))
-    back, _ = find_nearest(features2.descriptors, features1.descriptors, _norm(features1))
-    mutual = back[nearest] == np.arange(len(nearest))
+    squared = squared_distances(features1.descriptors, features2.descriptors)
     if matcher == "adalam":
-        return filter_adalam(features1, features2, nearest, distance, mutual)
+        return filter_adalam(features1, features2, squared)
+    nearest, mutual = _nearest(squared)
     index = np.flatnonzero(mutual)
-    return np.column_stack([index, nearest[index]]).astype(np.int64)
+    return np.column_stack([index, nearest[index]])
+
+
+def squared_distances(
+    descriptors1: NDArray[Any], descriptors2: NDArray[Any]
+) -> NDArray[np.float32]:
+    """Squared L2 distances between descriptors; of bits, the Hamming distances already are that.
+
+    Args:
+        descriptors1: (N, D), float32 or uint8 of bits.
+        descriptors2: (M, D) of the same type.
+
+    Returns:
+        (N, M).
+    """
+    if descriptors1.dtype == np.uint8:
+        hamming, _ = cv2.batchDistance(
+            descriptors1, descriptors2, cv2.CV_32S, normType=cv2.NORM_HAMMING
+        )
+        return np.asarray(hamming, np.float32)
+    square1, square2 = (np.square(rows).sum(axis=1) for rows in (descriptors1, descriptors2))
+    squared = square1[:, None] + square2 - 2 * descriptors1 @ descriptors2.T
+    return np.asarray(np.maximum(squared, 0), np.float32)
 
 
 def filter_adalam(
-    features1: Features,
-    features2: Features,
-    nearest: NDArray[np.int32],
-    distance: NDArray[np.float64],
-    mutual: NDArray[np.bool_],
+    features1: Features, features2: Features, squared: NDArray[np.float32]
 ) -> NDArray[np.int64]:
     """Keep matches that agree in place, scale and orientation with their surroundings.
 
@@ -59,9 +75,7 @@ def filter_adalam(
     Args:
         features1: N features of image 1.
         features2: M features of image 2.
-        nearest: (N,) index of the nearest of the second.
-        distance: (N,) distance to it.
-        mutual: (N,) whether the two are each other's nearest.
+        squared: (N, M) squared distances.
 
     Returns:
         (K, 2) indices into the two, ascending in the first.
@@ -73,36 +87,48 @@ def filter_adalam(
         implementation of kornia with its default settings.
     """
     torch, feature = import_torch("adalam")
-    keypoints1, keypoints2 = features1.keypoints, features2.keypoints
-    if min(len(keypoints1), len(keypoints2)) < _FEWEST_RIVALS:
-        return np.empty((0, 2), np.int64)
-    rival = rival_distances(
-        features1.descriptors, features2.descriptors, _norm(features1), nearest, keypoints2.xy_px
-    )
-    square1, square2 = _squared(distance, features1), _squared(rival, features1)
-    ratio = np.where(rival > 0, square1 / np.maximum(square2, 1e-3), 1.0)
-    best = _best_of_each_place(keypoints1.xy_px, ratio, mutual)
-    chosen = keypoints1.take(best)
+    nearest, mutual = _nearest(squared)
+    ratio = _ratios(squared, nearest, features2.keypoints.xy_px)
+    best = _best_of_each_place(features1.keypoints.xy_px, ratio, mutual)
+    chosen1, chosen2 = features1.keypoints.take(best), features2.keypoints
     side1, side2 = ((math.sqrt(each.area_px),) * 2 for each in (features1, features2))
     matches: Any = feature.adalam.AdalamFilter().filter_matches(
-        torch.from_numpy(chosen.xy_px),
-        torch.from_numpy(keypoints2.xy_px),
-        torch.from_numpy(nearest[best].astype(np.int64)),
-        torch.from_numpy(ratio[best].astype(np.float32)),
+        torch.from_numpy(chosen1.xy_px),
+        torch.from_numpy(chosen2.xy_px),
+        torch.from_numpy(nearest[best]),
+        torch.from_numpy(ratio[best]),
         torch.from_numpy(mutual[best]),
         side1,
         side2,
-        torch.from_numpy(chosen.angle_deg),
-        torch.from_numpy(keypoints2.angle_deg),
-        torch.from_numpy(chosen.size_px),
-        torch.from_numpy(keypoints2.size_px),
+        torch.from_numpy(chosen1.angle_deg),
+        torch.from_numpy(chosen2.angle_deg),
+        torch.from_numpy(chosen1.size_px),
+        torch.from_numpy(chosen2.size_px),
     )
     index = np.unique(matches.numpy().reshape(-1, 2), axis=0)
-    return np.column_stack([best[index[:, 0]], index[:, 1]]).astype(np.int64)
+    return np.column_stack([best[index[:, 0]], index[:, 1]])
+
+
+def _nearest(squared: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(N,) index of the nearest of M, and whether the two are each other's nearest."""
+    nearest = squared.argmin(axis=1)
+    return nearest, squared.argmin(axis=0)[nearest] == np.arange(len(nearest))
+
+
+def _ratios(
+    squared: NDArray[np.float32], nearest: NDArray[np.int64], xy2_px: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(N,) squared distance to the nearest over that to the nearest of another place; at most 1."""
+    _, place = np.unique(xy2_px, axis=0, return_inverse=True)
+    place = place.ravel()
+    rivals = np.where(place == place[nearest, None], np.float32(np.inf), squared).min(axis=1)
+    ratio = squared[np.arange(len(nearest)), nearest] / np.maximum(rivals, _LEAST_RIVAL)
+    # Without a rival nothing says how near is near.
+    return np.where(np.isfinite(rivals), np.minimum(ratio, 1), np.float32(1)).astype(np.float32)
 
 
 def _best_of_each_place(
-    xy_px: NDArray[np.float32], ratio: NDArray[np.float64], mutual: NDArray[np.bool_]
+    xy_px: NDArray[np.float32], ratio: NDArray[np.float32], mutual: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """Return the ascending index of each place's mutual match, or else its best by ratio."""
     order = np.lexsort([ratio, ~mutual])
@@ -127,12 +153,3 @@ def distinct_places(
     _, first = np.unique(xy, axis=0, return_index=True)
     kept = xy[np.sort(first)]
     return kept[:, :2], kept[:, 2:]
-
-
-def _norm(features: Features) -> int:
-    return int(cv2.NORM_HAMMING if features.descriptors.dtype == np.uint8 else cv2.NORM_L2)
-
-
-def _squared(distance: NDArray[np.float64], features: Features) -> NDArray[np.float64]:
-    """Squared L2 distances; of bits, the Hamming distance already is one."""
-    return distance if features.descriptors.dtype == np.uint8 else np.square(distance)
