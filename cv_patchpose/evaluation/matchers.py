@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,13 +51,12 @@ def squared_distances(
     Returns:
         (N, M).
     """
-    if descriptors1.dtype == np.uint8:
-        hamming, _ = cv2.batchDistance(
-            descriptors1, descriptors2, cv2.CV_32S, normType=cv2.NORM_HAMMING
-        )
-        return np.asarray(hamming, np.float32)
-    square1, square2 = (np.square(rows).sum(axis=1) for rows in (descriptors1, descriptors2))
-    squared = square1[:, None] + square2 - 2 * descriptors1 @ descriptors2.T
+    rows1, rows2 = (
+        np.unpackbits(rows, axis=1).astype(np.float32) if rows.dtype == np.uint8 else rows
+        for rows in (descriptors1, descriptors2)
+    )
+    square1, square2 = np.square(rows1).sum(axis=1), np.square(rows2).sum(axis=1)
+    squared = square1[:, None] + square2 - 2 * rows1 @ rows2.T
     return np.asarray(np.maximum(squared, 0), np.float32)
 
 
