@@ -42,9 +42,10 @@ class PatchPoseAssigner:
         descriptor: What the keypoints are described with: the name of an OpenCV descriptor, or a
             cv2 extractor object, whose settings are read; see `descriptors.rule_for`.
         detector: What found the keypoints: one of `detectors.DETECTORS` or a cv2 detector object,
-            whose sizes have a measure of their own (ORB's and BRISK's are windows). None: told from
-            the fields, see `support.choose_support`; name BRISK, KAZE, MSD and TBMR, and ORB at
-            other than its default settings.
+            whose sizes have a measure of their own (ORB's and BRISK's are windows), or the
+            `detectors.DetectorTraits` of another library's. None: told from the fields, see
+            `support.choose_support`; name BRISK, KAZE, MSD and TBMR, and ORB at other than its
+            default settings.
         top_k: Most poses per keypoint; further ones are written as further keypoints.
         assign_scale: Write the size; if not, keypoints keep theirs.
         assign_orientation: Write the angle; if not, keypoints keep theirs.

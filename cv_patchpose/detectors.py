@@ -20,7 +20,8 @@ class DetectorTraits:
     """What the fields of a detector's keypoints mean.
 
     Attributes:
-        class_name: Of the cv2 class; OpenCV 5 moved some from cv2 to cv2.xfeatures2d.
+        class_name: Of the cv2 class; OpenCV 5 moved some from cv2 to cv2.xfeatures2d. For a
+            detector of another library, any name.
         measures: "pose": scale and angle; "scale": that alone; "extent": the size of a region or
             blob; "place": nothing but the centre. Angles of all but the first are -1, 0 or, from
             MSD and TBMR, radians of something else.
@@ -63,11 +64,14 @@ def detector_traits(detector: Any) -> DetectorTraits:
     """Find what a detector's keypoints mean.
 
     Args:
-        detector: One of `DETECTORS` or a cv2 detector object.
+        detector: One of `DETECTORS`, a cv2 detector object, or the traits themselves of a detector
+            that is not OpenCV's.
 
     Raises:
         ValueError: An unknown detector.
     """
+    if isinstance(detector, DetectorTraits):
+        return detector
     if isinstance(detector, str) and detector in _TRAITS:
         return _TRAITS[detector]
     for traits in _TRAITS.values():

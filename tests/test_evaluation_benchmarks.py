@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -14,10 +14,10 @@ from numpy.testing import assert_allclose
 
 from cv_patchpose.cli import main
 from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
-from cv_patchpose.evaluation.homography_matching import MatchingProtocol, compute_features
+from cv_patchpose.evaluation.homography_matching import MatchingProtocol
 from cv_patchpose.evaluation.homography_pose import PoseProtocol, fixed_points, repeated_points
-from cv_patchpose.evaluation.methods import MethodSettings, load_method
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
+from cv_patchpose.evaluation.pipeline import load_pipeline
 from cv_patchpose.evaluation.runner import run_units
 from cv_patchpose.evaluation.sequences import find_sequences, thin_out, turn_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
@@ -91,14 +91,18 @@ def test_empty_or_missing_root_is_refused(tmp_path):
 
 def test_perfect_matcher_scores_one_and_shuffled_one_about_zero(photograph):
     protocol = MatchingProtocol(methods=("upright",), max_keypoints=200)
-    methods = {"upright": load_method("upright", MethodSettings())}
-    features = compute_features(turn_image(photograph), methods, protocol)["upright"]
-    perfect = homography_matching.score_pair("upright", features, features, np.eye(3))
+    view = turn_image(photograph)
+    features = load_pipeline(protocol).compute(view)["upright"]
+    perfect = homography_matching.score_pair("upright", features, features, np.eye(3), view)
     assert perfect.accuracy == [1.0] * 10
     assert perfect.matches == perfect.correct == 200 == perfect.keypoints
+    assert perfect.corner_error < 1e-3
+    assert set(perfect.seconds) == {"detect", "pose", "describe", "match", "verify"}
     order = np.random.default_rng(0).permutation(200)
-    shuffled = homography_matching.Features(features.xy_px[order], features.descriptors)
-    assert max(homography_matching.score_pair("m", features, shuffled, np.eye(3)).accuracy) < 0.1
+    shuffled = replace(features, keypoints=features.keypoints.take(order))
+    lost = homography_matching.score_pair("m", features, shuffled, np.eye(3), view)
+    assert max(lost.accuracy) < 0.1
+    assert lost.corner_error > 10
 
 
 def test_matching_rows_tell_oriented_from_upright(root):
@@ -113,7 +117,30 @@ def test_matching_rows_tell_oriented_from_upright(root):
     assert every["keypoints"] > own["keypoints"] == 300
     assert every["correct_matches"] > own["correct_matches"]
     assert own["mma_1"] <= own["mma_3"] <= own["mma_5"] <= 1
+    assert own["homography_within_5_px"] == 100.0
+    assert own["seconds_detect"] > 0
     assert outcome.failures == {}
+
+
+def test_a_budget_of_keypoints_is_the_same_for_all_methods(root):
+    protocol = MatchingProtocol(
+        methods=("detector", "detector-all"), max_keypoints=150, budget="keypoints", quick=True
+    )
+    rows = homography_matching.run_benchmark(root, protocol).rows
+    assert [row["keypoints"] for row in rows] == [150, 150]
+
+
+def test_adalam_leaves_fewer_wrong_matches(root):
+    rows = [
+        homography_matching.run_benchmark(
+            root,
+            MatchingProtocol(methods=("detector-all",), max_keypoints=300, matcher=matcher),
+        ).rows[0]
+        for matcher in ("mutual", "adalam")
+    ]
+    assert rows[1]["mma_3"] > rows[0]["mma_3"]
+    assert rows[1]["mma_3"] > 0.95
+    assert rows[1]["correct_matches"] > 0.5 * rows[0]["correct_matches"]
 
 
 def test_turning_image_2_is_part_of_the_truth(root):
@@ -178,6 +205,8 @@ def test_protocol_that_leaves_no_pair_says_so(root):
         ({"corner_size": float("nan")}, "corner_size: expected a finite number above 0"),
         ({"detector": "surf"}, "detector: expected one of sift, orb, .* got 'surf'"),
         ({"descriptor": "surf"}, "descriptor: expected one of sift, orb, .* got 'surf'"),
+        ({"matcher": "flann"}, "matcher: expected one of mutual, adalam, got 'flann'"),
+        ({"budget": "all"}, "budget: expected one of places, keypoints, got 'all'"),
         ({"min_zoom_change": 0.5}, "min_zoom_change: expected above 1"),
     ],
 )

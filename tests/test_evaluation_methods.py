@@ -12,15 +12,12 @@ import pytest
 from numpy.testing import assert_allclose
 
 from cv_patchpose.descriptors import rule_for
-from cv_patchpose.evaluation.description import Features, describe_keypoints, match_features
+from cv_patchpose.evaluation.description import Features, describe_keypoints
 from cv_patchpose.evaluation.detection import DETECTORS, SCALELESS_DETECTORS, detect
 from cv_patchpose.evaluation.gradient_histogram import dominant_gradient_deg
-from cv_patchpose.evaluation.methods import (
-    CONTROLS,
-    MethodSettings,
-    load_method,
-    require_one_pose,
-)
+from cv_patchpose.evaluation.interface import MethodSettings
+from cv_patchpose.evaluation.matchers import match_features
+from cv_patchpose.evaluation.methods import CONTROLS, load_method, require_one_pose
 from cv_patchpose.evaluation.peers import OriNet
 from cv_patchpose.evaluation.runner import load_methods
 from cv_patchpose.evaluation.sequences import turn_image
@@ -329,7 +326,8 @@ def test_what_kaze_makes_of_its_level_0_is_numbers(view):
     assert np.isfinite(features.descriptors).all()
 
 
-def test_bytes_are_compared_by_their_bits():
-    first = Features(np.zeros((1, 2)), np.array([[0, 0b1111]], np.uint8))
-    second = Features(np.zeros((2, 2)), np.array([[128, 0b1111], [0, 0b0110]], np.uint8))
+def test_bytes_are_compared_by_their_bits(sift_detections):
+    points = sift_detections.points
+    first = Features(points.take([0]), np.array([[0, 0b1111]], np.uint8))
+    second = Features(points.take([0, 1]), np.array([[128, 0b1111], [0, 0b0110]], np.uint8))
     assert match_features(first, second).tolist() == [[0, 0]]

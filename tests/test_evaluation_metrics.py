@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from cv_patchpose.evaluation.homography_matching import PairResult, summarize
-from cv_patchpose.evaluation.methods import Estimates
+from cv_patchpose.evaluation.interface import Estimates
 from cv_patchpose.evaluation.metrics import (
     count_distinct_correct,
     matching_accuracy,

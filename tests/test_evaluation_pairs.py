@@ -13,7 +13,8 @@ from skimage import data
 
 from cv_patchpose.cli import main
 from cv_patchpose.evaluation import patch_pairs
-from cv_patchpose.evaluation.methods import Estimates, MethodSettings, load_method
+from cv_patchpose.evaluation.interface import Estimates, MethodSettings
+from cv_patchpose.evaluation.methods import load_method
 from cv_patchpose.evaluation.metrics import PoseErrors
 from cv_patchpose.evaluation.patch_pairs import (
     PairErrors,

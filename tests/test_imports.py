@@ -29,7 +29,7 @@ LAYERS = (
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 TRAINING_MAY_USE = set().union(*LAYERS[: LEVEL["estimator"] + 1])
 VERSION = "cv_patchpose.__version__"
-HEAVY = {"torch", "matplotlib", "onnxruntime", "onnx", "scipy", "skimage", "kornia", "tqdm"}
+HEAVY = {"torch", "matplotlib", "onnxruntime", "onnx", "scipy", "skimage", "kornia", "tqdm", "h5py"}
 
 
 def modules():

@@ -10,9 +10,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cv_patchpose.descriptors import DESCRIPTORS
-from cv_patchpose.evaluation import homography_matching, homography_pose, patch_pairs, patchpose
-from cv_patchpose.evaluation.detection import DETECTORS
+from cv_patchpose.evaluation import (
+    homography_matching,
+    homography_pose,
+    patch_pairs,
+    patchpose,
+    two_view,
+)
+from cv_patchpose.evaluation.description import DESCRIPTORS
+from cv_patchpose.evaluation.detection import DETECTORS, PEER_DETECTORS
+from cv_patchpose.evaluation.matchers import MATCHERS
+from cv_patchpose.evaluation.methods import CONTROLS
 from cv_patchpose.evaluation.report import describe_environment, format_table
 from cv_patchpose.evaluation.runner import require_choice
 from cv_patchpose.files import check_output, write_file
@@ -23,6 +31,7 @@ _BENCHMARKS: dict[str, tuple[ModuleType, type[Any]]] = {
     "homography-matching": (homography_matching, homography_matching.MatchingProtocol),
     "homography-pose": (homography_pose, homography_pose.PoseProtocol),
     "patchpose": (patchpose, patchpose.PatchPoseProtocol),
+    "two-view": (two_view, two_view.TwoViewProtocol),
 }
 _ON_DATASETS: dict[str, tuple[ModuleType, type[Any]]] = {
     "patchpose": (patch_pairs, patch_pairs.PatchPairsProtocol),
@@ -45,14 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("protocol").add_argument
     absent = argparse.SUPPRESS
     options("--methods", type=_comma_list, required=True, metavar="A,B,...",
-            help="identity, upright, detector, detector-all, gradient-histogram, orinet, polar or "
-            "a path to an ONNX file; learned ones take :K for the K best poses, @angle or @scale "
-            "to write only that, @naive to leave octave and class_id as detected, @describe for "
-            "rectified patches")  # fmt: skip
-    options("--detector", default=absent, help=f"one of {', '.join(DETECTORS)} (default sift)")
+            help=f"{', '.join(CONTROLS)}, polar, or a path to an ONNX file; learned ones take :K "
+            "for the K best poses, @angle or @scale to write only that, @naive to leave octave and "
+            "class_id as detected, @describe for rectified patches; or a path to a Python file "
+            "with load_method(settings)")  # fmt: skip
+    options("--detector", default=absent,
+            help=f"one of {', '.join((*DETECTORS, *PEER_DETECTORS))} (default sift)")  # fmt: skip
     options("--descriptor", default=absent,
             help=f"one of {', '.join(DESCRIPTORS)} (default sift, as RootSIFT)")  # fmt: skip
-    options("--max-keypoints", type=int, default=absent, help="strongest points kept (1000)")
+    options("--matcher", default=absent,
+            help=f"one of {', '.join(MATCHERS)} (default mutual; adalam for two-view)")  # fmt: skip
+    options("--max-keypoints", type=int, default=absent,
+            help="strongest points kept (1000; 2048 for two-view)")  # fmt: skip
+    options("--budget", default=absent,
+            help="what is counted: places, or keypoints, of which a place may have several "
+            "(default places; keypoints for two-view)")  # fmt: skip
     options("--corner-size", type=float, default=absent, metavar="PX",
             help="size of points of detectors without scale (12)")  # fmt: skip
     options("--min-zoom-change", type=float, default=absent, metavar="F",
@@ -62,6 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--ground-truth", default=absent, help="local or global (default local)")
     options("--rotate", type=float, default=absent, metavar="DEG", help="turn image 2 clockwise")
     options("--zoom", type=float, default=absent, metavar="F", help="zoom image 2")
+    options("--random-turn", action="store_true", default=absent,
+            help="turn image 2 by an angle drawn for each pair")  # fmt: skip
     options("--scale-prior", type=_scale_prior, default=absent, metavar="OCTAVES",
             help="deviation of the prior on scale, none, or auto (default)")  # fmt: skip
     options("--split", default=absent, help=f"of a dataset: {', '.join(SPLITS)} (test)")
@@ -71,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--images", type=int, default=absent, help="photographs drawn (20)")
     options("--seed", type=int, default=absent, help="of the draws (0)")
     options("--peer-weights", type=Path, default=absent, metavar="DIR",
-            help="folder with OriNet.pth")  # fmt: skip
+            help="folder with OriNet.pth, AffNet.pth and other published weights")  # fmt: skip
     options("--quick", action="store_true", default=absent, help="a third of the work")
 
 

@@ -1,20 +1,26 @@
-"""Description and matching with any of OpenCV's descriptors."""
+"""Description with any of OpenCV's descriptors or a published one of patches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose import descriptors
 from cv_patchpose.descriptors import create_extractor
-from cv_patchpose.evaluation.methods import Route
-from cv_patchpose.keypoints import KeypointArrays, keypoints_from_arrays
+from cv_patchpose.evaluation.interface import Route
+from cv_patchpose.evaluation.patch_descriptors import PATCH_DESCRIPTORS, load_patch_descriptor
+from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.rectified import describe
 
+DESCRIPTORS = (*descriptors.DESCRIPTORS, *PATCH_DESCRIPTORS)
 # ORB builds a level for every octave up to the largest: SIFT's packed ones ask for 66 GB. No image
 # has this many levels of 1.2.
 _MOST_ORB_LEVELS = 64
@@ -25,66 +31,75 @@ class Features:
     """Described keypoints.
 
     Attributes:
-        xy_px: (N, 2) locations, pixels.
+        keypoints: N keypoints, in the order of the rows.
         descriptors: (N, D), float32 or uint8; RootSIFT for SIFT.
         refused: Whether the descriptor raised an error over the fields it found.
+        area_px: Pixels of the photograph they are from; a turned one's canvas is larger.
+        seconds: Time that each stage took.
     """
 
-    xy_px: NDArray[np.float64]
+    keypoints: KeypointArrays
     descriptors: NDArray[Any]
     refused: bool = False
+    area_px: float = math.nan
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def xy_px(self) -> NDArray[np.float64]:
+        """(N, 2) locations, pixels."""
+        return self.keypoints.xy_px.astype(np.float64)
 
 
 def describe_keypoints(
-    image: NDArray[np.uint8], keypoints: KeypointArrays, descriptor: str, route: Route = "fields"
+    image: NDArray[np.uint8],
+    keypoints: KeypointArrays,
+    descriptor: str,
+    route: Route = "fields",
+    peer_weights: Path | None = None,
 ) -> Features:
     """Describe posed keypoints.
 
     Args:
         image: (h, w, 3) uint8, BGR.
         keypoints: With the fields their method gives them.
-        descriptor: One of :data:`cv_patchpose.descriptors.DESCRIPTORS`, made by
-            :func:`cv_patchpose.descriptors.create_extractor`.
-        route: See :class:`cv_patchpose.evaluation.methods.Method`. On "naive", fields that the
-            descriptor refuses are not an error.
+        descriptor: One of :data:`DESCRIPTORS`, made by
+            :func:`cv_patchpose.descriptors.create_extractor` if it is OpenCV's.
+        route: See :class:`cv_patchpose.evaluation.interface.Method`; for OpenCV's descriptors. On
+            "naive", fields that the descriptor refuses are not an error.
+        peer_weights: Folder with the weights of a descriptor of patches.
 
     Source: RootSIFT after R. Arandjelovic, A. Zisserman, CVPR 2012,
         doi:10.1109/CVPR.2012.6248018.
     """
-    extractor = _extractor(descriptor)
-    cv_keypoints = keypoints_from_arrays(keypoints)
+    if descriptor in PATCH_DESCRIPTORS:
+        rows = load_patch_descriptor(descriptor, peer_weights)(image, keypoints)
+        return Features(keypoints, rows)
+    none = keypoints.take(np.arange(0))
     try:
-        if route == "naive":
-            _refuse_deep_pyramids(keypoints, descriptor)
-        if route == "patches":
-            described, rows = describe(image, cv_keypoints, extractor)
-        else:
-            described, rows = extractor.compute(image, cv_keypoints)
+        described, rows = _compute(image, keypoints, descriptor, route)
     except (cv2.error, MemoryError):
         if route != "naive":
             raise
-        return Features(np.empty((0, 2)), np.empty((0, 1), np.uint8), refused=True)
+        return Features(none, np.empty((0, 1), np.uint8), refused=True)
     if rows is None:
-        return Features(np.empty((0, 2)), np.empty((0, 1), np.uint8))
-    xy_px = np.array([keypoint.pt for keypoint in described], np.float64).reshape(-1, 2)
+        return Features(none, np.empty((0, 1), np.uint8))
     if descriptor == "sift":
         rows = _root(rows)
-    return Features(xy_px, np.nan_to_num(rows, copy=False))  # KAZE makes NaN of some levels
+    # KAZE makes NaN of some levels
+    return Features(arrays_from_keypoints(described), np.nan_to_num(rows, copy=False))
 
 
-def match_features(features1: Features, features2: Features) -> NDArray[np.int64]:
-    """Match features that are each other's nearest: by Hamming distance for bytes, else by L2.
-
-    Returns:
-        (K, 2) indices into the two, ascending in the first.
-    """
-    if not len(features1.descriptors) or not len(features2.descriptors):
-        return np.empty((0, 2), np.int64)
-    binary = features1.descriptors.dtype == np.uint8
-    matcher = cv2.BFMatcher(cv2.NORM_HAMMING if binary else cv2.NORM_L2, crossCheck=True)
-    matches = matcher.match(features1.descriptors, features2.descriptors)
-    index = np.array([(m.queryIdx, m.trainIdx) for m in matches], np.int64).reshape(-1, 2)
-    return index[np.argsort(index[:, 0], kind="stable")]
+def _compute(
+    image: NDArray[np.uint8], keypoints: KeypointArrays, descriptor: str, route: Route
+) -> tuple[Sequence[cv2.KeyPoint], Any]:
+    extractor = _extractor(descriptor)
+    cv_keypoints = keypoints_from_arrays(keypoints)
+    if route == "patches":
+        return describe(image, cv_keypoints, extractor)
+    if route == "naive":
+        _refuse_deep_pyramids(keypoints, descriptor)
+    described, rows = extractor.compute(image, cv_keypoints)
+    return described, rows
 
 
 @lru_cache

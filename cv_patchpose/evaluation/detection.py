@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,10 +11,15 @@ from numpy.typing import NDArray
 
 from cv_patchpose import detectors
 from cv_patchpose.descriptors import rule_for
+from cv_patchpose.detectors import DetectorTraits
+from cv_patchpose.evaluation.keynet import load_keynet
 from cv_patchpose.evaluation.sequences import View
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints
 
 DETECTORS = detectors.DETECTORS
+# Key.Net's scale is that of the pyramid level, without a search for the best one.
+_PEER_TRAITS = {"keynet": DetectorTraits("KeyNet", "extent", 1.0)}
+PEER_DETECTORS = tuple(_PEER_TRAITS)
 SCALELESS_DETECTORS = ("gftt", "harris", "fast", "agast")
 # Descriptors that read what the detector of their name writes. KAZE's makes NaN of some of it.
 _PAIRED = ("sift", "orb", "akaze", "brisk")
@@ -23,6 +29,7 @@ _CORNER_DISTANCE_PX = 5.0
 # On a turned view the step from photograph to canvas is no corner of the scene.
 _TURNED_MARGIN_PX = 4.0
 _ALL_POINTS = 1_000_000
+_SURPLUS = 4  # what a turned view's black canvas may take of a peer's strongest points
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,14 @@ class Detections:
     detector: str = "sift"
 
     @property
+    def traits(self) -> DetectorTraits:
+        """What the fields of its keypoints mean."""
+        return _PEER_TRAITS.get(self.detector) or detectors.detector_traits(self.detector)
+
+    @property
     def size_unit(self) -> float:
         """The detector's sizes over the characteristic ones, as SIFT defines them."""
-        return detectors.detector_traits(self.detector).size_unit
+        return self.traits.size_unit
 
     @property
     def characteristic(self) -> KeypointArrays:
@@ -73,7 +85,13 @@ class Detections:
         return replace(keypoints, size_px=keypoints.size_px / np.float32(self.size_unit))
 
 
-def detect(view: View, detector: str, max_points: int, corner_size_px: float) -> Detections:
+def detect(
+    view: View,
+    detector: str,
+    max_points: int,
+    corner_size_px: float,
+    peer_weights: Path | None = None,
+) -> Detections:
     """Detect the strongest points of an image, by response.
 
     Points of detectors without a scale (gftt, harris, fast, agast) get one fixed size. The other
@@ -81,11 +99,14 @@ def detect(view: View, detector: str, max_points: int, corner_size_px: float) ->
 
     Args:
         view: Image; on a turned view points off the photograph are left out.
-        detector: One of :data:`DETECTORS`.
+        detector: One of :data:`DETECTORS` or :data:`PEER_DETECTORS`.
         max_points: N, the number of points kept.
         corner_size_px: Size given to points of a detector without scale.
+        peer_weights: Folder with the weights of a peer.
     """
-    if detector in _CORNER_QUALITY:
+    if detector in PEER_DETECTORS:
+        found = load_keynet(peer_weights).detect(view.image, _SURPLUS * max_points)
+    elif detector in _CORNER_QUALITY:
         found = _corners(view.image, detector)
     else:
         found = arrays_from_keypoints(detectors.detect(view.image, detector, _ALL_POINTS))

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.descriptors import DESCRIPTORS
-from cv_patchpose.evaluation.description import Features, describe_keypoints, match_features
-from cv_patchpose.evaluation.detection import DETECTORS, detect
-from cv_patchpose.evaluation.methods import Method, MethodSettings
+from cv_patchpose.evaluation.description import Features
+from cv_patchpose.evaluation.geometry import corner_error_px, estimate_homography
+from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import (
     MMA_NAMES,
     count_distinct_correct,
+    homography_accuracy,
     matching_accuracy,
+    median_seconds,
 )
-from cv_patchpose.evaluation.runner import (
-    Outcome,
-    load_methods,
-    require_choice,
-    require_positive,
-    run_units,
-)
+from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
+from cv_patchpose.evaluation.runner import Outcome, require_positive, run_units
 from cv_patchpose.evaluation.sequences import (
     ImageSequence,
     View,
@@ -38,44 +36,23 @@ from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingProtocol:
-    """How matching is measured.
+class MatchingProtocol(PipelineOptions):
+    """How matching is measured; see also :class:`PipelineOptions`.
 
     Attributes:
-        methods: Names of the methods compared.
-        detector: One of :data:`cv_patchpose.evaluation.detection.DETECTORS`.
-        descriptor: One of :data:`cv_patchpose.descriptors.DESCRIPTORS`. Methods that keep the
-            detector's size are described as a careful user of OpenCV would have it, see
-            :func:`cv_patchpose.evaluation.methods.write_fields`.
-        max_keypoints: Strongest points kept per image.
-        corner_size: Size in pixels given to points of a detector without scale.
         rotate: Degrees clockwise by which image 2 is turned.
         zoom: Factor by which image 2 is zoomed.
         min_zoom_change: Keep only pairs whose zoom at the centre of image 1 is above this or
             below its inverse; None keeps all.
-        scale_prior: See :class:`MethodSettings`.
-        peer_weights: Folder with the weights of published estimators.
-        quick: Every third pair, at most 500 points.
     """
 
-    methods: tuple[str, ...]
-    detector: str = "sift"
-    descriptor: str = "sift"
-    max_keypoints: int = 1000
-    corner_size: float = 12.0
     rotate: float = 0.0
     zoom: float = 1.0
     min_zoom_change: float | None = None
-    scale_prior: float | Literal["auto"] | None = "auto"
-    peer_weights: Path | None = None
-    quick: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(
-            max_keypoints=self.max_keypoints, corner_size=self.corner_size, zoom=self.zoom
-        )
-        require_choice("detector", self.detector, DETECTORS)
-        require_choice("descriptor", self.descriptor, DESCRIPTORS)
+        super().__post_init__()
+        require_positive(zoom=self.zoom)
         if self.min_zoom_change is not None and not self.min_zoom_change > 1:
             raise ValueError(f"min_zoom_change: expected above 1, got {self.min_zoom_change}")
 
@@ -92,6 +69,8 @@ class PairResult:
         accuracy: Share of matches within 1, 2, ... 10 px.
         refused: Whether the descriptor raised an error over the fields it found, in either image;
             there are no matches then.
+        corner_error: Of the homography that fits the matches, pixels; inf where none does.
+        seconds: Time of each stage.
     """
 
     method: str
@@ -100,6 +79,8 @@ class PairResult:
     correct: int
     accuracy: list[float]
     refused: bool = False
+    corner_error: float = math.inf
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_benchmark(root: Path, protocol: MatchingProtocol, jobs: int = 1) -> Outcome:
@@ -113,9 +94,7 @@ def run_benchmark(root: Path, protocol: MatchingProtocol, jobs: int = 1) -> Outc
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
     """
-    if protocol.quick:
-        protocol = replace(protocol, max_keypoints=min(500, protocol.max_keypoints))
-    _methods(protocol)
+    load_pipeline(protocol)
     sequences, failures = find_sequences(root)
     if protocol.quick:
         sequences = thin_out(sequences)
@@ -136,7 +115,7 @@ def measure_sequence(sequence: ImageSequence, protocol: MatchingProtocol) -> lis
     Returns:
         One result per kept pair and method.
     """
-    methods = _methods(protocol)
+    pipeline = load_pipeline(protocol)
     view1 = turn_image(read_image(sequence.first))
     features1: dict[str, Features] = {}
     results = []
@@ -145,28 +124,13 @@ def measure_sequence(sequence: ImageSequence, protocol: MatchingProtocol) -> lis
         homography = view2.from_photo @ target.homography
         if not _changes_zoom(view1, homography, protocol.min_zoom_change):
             continue
-        features1 = features1 or compute_features(view1, methods, protocol)
-        features2 = compute_features(view2, methods, protocol)
+        features1 = features1 or pipeline.compute(view1)
+        features2 = pipeline.compute(view2)
         results += [
-            score_pair(name, features1[name], features2[name], homography) for name in methods
+            score_pair(name, features1[name], features2[name], homography, view1, protocol.matcher)
+            for name in protocol.methods
         ]
     return results
-
-
-def compute_features(
-    view: View, methods: dict[str, Method], protocol: MatchingProtocol
-) -> dict[str, Features]:
-    """Detect once, then pose and describe the points with each method."""
-    points = detect(view, protocol.detector, protocol.max_keypoints, protocol.corner_size)
-    return {
-        name: describe_keypoints(
-            view.image,
-            method.pose(view.image, points, protocol.descriptor),
-            protocol.descriptor,
-            method.route,
-        )
-        for name, method in methods.items()
-    }
 
 
 def summarize(results: list[PairResult], method: str) -> dict[str, float | str]:
@@ -181,14 +145,9 @@ def summarize(results: list[PairResult], method: str) -> dict[str, float | str]:
         "keypoints": float(np.mean([result.keypoints for result in own])),
         "pairs": len(own),
         "refused_pairs": sum(result.refused for result in own),
+        **homography_accuracy([result.corner_error for result in own]),
+        **median_seconds([result.seconds for result in own]),
     }
-
-
-def _methods(protocol: MatchingProtocol) -> dict[str, Method]:
-    settings = MethodSettings(
-        scale_prior_octaves=protocol.scale_prior, peer_weights=protocol.peer_weights
-    )
-    return load_methods(protocol.methods, settings)
 
 
 def _changes_zoom(view1: View, homography: NDArray[np.float64], least: float | None) -> bool:
@@ -201,17 +160,29 @@ def _changes_zoom(view1: View, homography: NDArray[np.float64], least: float | N
 
 
 def score_pair(
-    method: str, features1: Features, features2: Features, homography: NDArray[np.float64]
+    method: str,
+    features1: Features,
+    features2: Features,
+    homography: NDArray[np.float64],
+    view1: View,
+    matcher: str = "mutual",
 ) -> PairResult:
     """Match two images' features and compare the matches with the homography."""
-    matches = match_features(features1, features2)
+    seconds = mean_seconds(features1, features2)
+    start = time.perf_counter()
+    matches = match_features(features1, features2, matcher)
+    seconds["match"] = time.perf_counter() - start
+    estimated = estimate_homography(*distinct_places(features1, features2, matches))
+    seconds["verify"] = time.perf_counter() - start - seconds["match"]
     xy1, xy2 = features1.xy_px[matches[:, 0]], features2.xy_px[matches[:, 1]]
     error_px = np.linalg.norm(project(homography, xy1) - xy2, axis=1)
     return PairResult(
         method=method,
-        keypoints=(len(features1.xy_px) + len(features2.xy_px)) / 2,
+        keypoints=(len(features1.keypoints) + len(features2.keypoints)) / 2,
         matches=len(matches),
         correct=count_distinct_correct(xy1, xy2, error_px),
         accuracy=matching_accuracy(error_px),
         refused=features1.refused or features2.refused,
+        corner_error=corner_error_px(estimated, homography, view1.image.shape[:2]),
+        seconds=seconds,
     )

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.detection import detect, harris_corners
-from cv_patchpose.evaluation.methods import Method, MethodSettings, require_one_pose
+from cv_patchpose.evaluation.interface import Method, MethodSettings
+from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import (
     PoseErrors,
     pose_errors,

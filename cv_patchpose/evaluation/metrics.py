@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.evaluation.methods import Estimates
+from cv_patchpose.evaluation.interface import Estimates
 
 MMA_THRESHOLDS_PX = tuple(range(1, 11))
 MMA_NAMES = tuple(f"mma_{px}" for px in MMA_THRESHOLDS_PX)
@@ -17,6 +17,8 @@ ORIENTATION_LIMITS_DEG = (5, 10, 20)
 # Whole bins differ by a limit or not at all, whatever the last digit of their centres is.
 _ROUNDING = 1e-9
 SCALE_LIMITS_OCTAVES = {"1_6": 1 / 6, "1_3": 1 / 3}
+CORNER_LIMITS_PX = (1, 3, 5)
+MAA_LIMITS_DEG = (5, 10)
 
 
 def matching_accuracy(error_px: NDArray[np.float64]) -> list[float]:
@@ -59,6 +61,46 @@ def count_distinct_correct(
             used1.add(first)
             used2.add(second)
     return len(used1)
+
+
+def homography_accuracy(corner_error_px: Sequence[float]) -> dict[str, float]:
+    """Percentage of pairs whose homography is within each of :data:`CORNER_LIMITS_PX`.
+
+    Args:
+        corner_error_px: One error per pair, see
+            :func:`cv_patchpose.evaluation.geometry.corner_error_px`; inf where none was found.
+    """
+    error = np.asarray(corner_error_px, np.float64)
+    return {
+        f"homography_within_{limit}_px": float(100.0 * np.mean(error <= limit))
+        for limit in CORNER_LIMITS_PX
+    }
+
+
+def mean_average_accuracy(error_deg: Sequence[float], limit_deg: int) -> float:
+    """Mean over 1, 2, ... ``limit_deg`` degrees of the share of pairs within.
+
+    Args:
+        error_deg: One error per pair, at least one; inf where no pose was found.
+        limit_deg: The largest threshold.
+
+    Source: Jin et al., "Image Matching across Wide Baselines: From Paper to Practice", IJCV 2020,
+        https://doi.org/10.1007/s11263-020-01385-0, section 4.
+    """
+    thresholds = np.arange(1, limit_deg + 1)[:, None]
+    return float(np.mean(np.asarray(error_deg, np.float64) <= thresholds))
+
+
+def median_seconds(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Median time of each stage, under the name ``seconds_STAGE``.
+
+    Args:
+        seconds: One mapping per pair, at least one, from stage to seconds.
+    """
+    return {
+        f"seconds_{stage}": float(np.median([each[stage] for each in seconds]))
+        for stage in seconds[0]
+    }
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.evaluation.methods import Learned, Method, MethodSettings, require_one_pose
+from cv_patchpose.evaluation.interface import Method, MethodSettings
+from cv_patchpose.evaluation.learned import Learned
+from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import (
     PoseErrors,
     angle_difference_deg,

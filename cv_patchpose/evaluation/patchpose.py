@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cv_patchpose.evaluation.detection import harris_corners
-from cv_patchpose.evaluation.methods import Method, MethodSettings, require_one_pose
+from cv_patchpose.evaluation.interface import Method, MethodSettings
+from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import PoseErrors, pose_errors, summarize_pose_errors
 from cv_patchpose.evaluation.runner import Outcome, load_methods, require_positive, run_units
 from cv_patchpose.evaluation.sequences import View, turn_image

@@ -1,13 +1,19 @@
-"""Published estimators the benchmarks compare with; they need the eval extra."""
+"""Published estimators of pose the benchmarks compare with; they need the eval extra."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.evaluation.weights import (
+    find_weights,
+    frames_tensor,
+    gray_tensor,
+    import_torch,
+    load_network,
+)
 from cv_patchpose.patches import SquareGrid, build_pyramid, sample_square
 
 _GRID = SquareGrid(size=32)
@@ -30,21 +36,9 @@ class OriNet:
     """
 
     def __init__(self, weights_folder: Path | None) -> None:
-        if weights_folder is None:
-            raise ValueError("peer_weights: expected a folder with OriNet.pth for orinet, got none")
-        path = weights_folder / "OriNet.pth"
-        if not path.is_file():
-            raise ValueError(f"peer_weights: expected a file {path}, got none")
-        try:
-            import torch
-            from kornia.feature import OriNet as KorniaOriNet
-        except ImportError as error:
-            raise ImportError("orinet needs: pip install 'cv-patchpose[eval]'") from error
-        self._torch = torch
-        self._network: Any = KorniaOriNet(pretrained=False)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        self._network.load_state_dict(checkpoint["state_dict"])
-        self._network.eval()
+        path = find_weights(weights_folder, "OriNet.pth", "orinet")
+        self._torch, _ = import_torch("orinet")
+        self._network = load_network("OriNet", path, "orinet")
 
     def __call__(
         self, image: NDArray[np.uint8], xy_px: NDArray[np.float64], window_px: NDArray[np.float64]
@@ -67,3 +61,57 @@ class OriNet:
             ]
         counter_clockwise = np.concatenate([np.empty(0, np.float32), *angles])
         return np.asarray(-np.degrees(counter_clockwise.astype(np.float64)) % 360.0)
+
+
+class AffNet:
+    """AffNet: a network that gives the affine shape of a 32 x 32 grey patch.
+
+    Args:
+        weights_folder: Folder that holds ``AffNet.pth``, and ``OriNet.pth`` if it orients.
+        orient: Whether OriNet turns the shapes, looking at them after they were made round.
+
+    Raises:
+        ImportError: torch or kornia is missing.
+        ValueError: Weights are missing; names the file.
+
+    Source:
+        As :class:`OriNet`.
+    """
+
+    def __init__(self, weights_folder: Path | None, *, orient: bool) -> None:
+        name = "orinet+affnet" if orient else "affnet"
+        path = find_weights(weights_folder, "AffNet.pth", name)
+        self._torch, feature = import_torch(name)
+        self._steps = [
+            load_network("LAFAffNetShapeEstimator", path, name, preserve_orientation=False)
+        ]
+        if orient:
+            path = find_weights(weights_folder, "OriNet.pth", name)
+            self._steps.append(
+                feature.LAFOrienter(32, angle_detector=load_network("OriNet", path, name))
+            )
+
+    def __call__(
+        self, image: NDArray[np.uint8], xy_px: NDArray[np.float64], window_px: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Estimate shapes.
+
+        Args:
+            image: (h, w, 3) uint8, BGR.
+            xy_px: (N, 2) centres, pixels.
+            window_px: (N,) sides of the support.
+
+        Returns:
+            (N, 2, 2) of determinant 1, from the patch to the image. Unless oriented, the patch's y
+            axis points down in the image.
+        """
+        if not len(xy_px):
+            return np.empty((0, 2, 2))
+        round_shape = np.broadcast_to(np.eye(2), (len(xy_px), 2, 2))
+        gray = gray_tensor(self._torch, image)
+        frames = frames_tensor(self._torch, xy_px, round_shape, window_px)
+        with self._torch.inference_mode():
+            for step in self._steps:
+                frames = step(frames, gray)
+        linear = frames[0, :, :, :2].numpy().astype(np.float64)
+        return np.asarray(linear / np.sqrt(np.linalg.det(linear))[:, None, None])

@@ -14,7 +14,13 @@ from typing import Any
 import cv2
 
 _PACKAGES = ("cv-patchpose", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "kornia")
-_LISTED_ELSEWHERE = ("mma_2", "mma_4", "mma_6", "mma_7", "mma_8", "mma_9", "mma_10")
+_LISTED_ELSEWHERE = (
+    *("mma_2", "mma_4", "mma_6", "mma_7", "mma_8", "mma_9", "mma_10"),
+    *("pairs_", "seconds_"),
+)
+
+
+_FRACTIONS = ("mma_", "maa_")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -63,7 +69,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         The table; absent numbers are "-".
     """
-    names = [name for name in rows[0] if name not in _LISTED_ELSEWHERE]
+    names = [name for name in rows[0] if not name.startswith(_LISTED_ELSEWHERE)]
     lines = [names] + [[_format_cell(name, row[name]) for name in names] for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     return "\n".join(
@@ -76,5 +82,5 @@ def _format_cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}" if name.startswith("mma_") else f"{value:.1f}"
+        return f"{value:.3f}" if name.startswith(_FRACTIONS) else f"{value:.1f}"
     return str(value)

@@ -15,7 +15,8 @@ import cv2
 from tqdm import tqdm
 
 from cv_patchpose.errors import ModelError
-from cv_patchpose.evaluation.methods import Method, MethodSettings, load_method
+from cv_patchpose.evaluation.interface import Method, MethodSettings
+from cv_patchpose.evaluation.methods import load_method
 
 
 class NamedUnit(Protocol):
