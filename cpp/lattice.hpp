@@ -1,0 +1,54 @@
+// The innermost loops of the sampler. lattice.cpp is compiled once for each instruction set that the
+// build knows, and find_kernels picks one while the program runs. All of them round alike, so that
+// their results are the same bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace patchpose {
+
+enum class Dtype { kUint8, kUint16, kFloat32 };
+
+// Samples of one level at (x + xu * u[j] + xv * v[j], y + yu * u[j] + yv * v[j]), in pixels from an
+// origin near them: single precision would lose the fraction of coordinates far from zero.
+struct Lattice {
+  const void* origin;       // the pixel that distances count from
+  std::int64_t row_stride;  // bytes from a row of pixels to the next
+  float x, y;
+  float xu, xv, yu, yv;
+  float last_x, last_y;  // just below the last pixel: a right and a lower neighbour exist
+  const float* u;        // (count,)
+  const float* v;        // (count,)
+  int count;             // samples
+};
+
+// Writes channel c of sample j to out[c * lattice.count + j], in [0, 1] for integers.
+using SampleLattice = void (*)(const Lattice& lattice, float* out);
+
+struct Moments {
+  double sum, square;
+};
+
+// Sums over `rows` lines of `columns` values, without the `halo` more on each side of them.
+using Measure = Moments (*)(const float* patch, int rows, int columns, int halo);
+
+// In place: (value - offset) * gain.
+using Normalize = void (*)(float* values, int count, float offset, float gain);
+
+struct Kernels {
+  const char* name;
+  SampleLattice sample[3][2];  // by Dtype; 1 channel, 3 channels
+  Measure measure;
+  Normalize normalize;
+};
+
+// The instruction sets that this build knows and this processor has, best first.
+std::vector<std::string> kernel_names();
+
+// The kernels of the instruction set that the environment variable PATCHPOSE_SIMD names, of the best
+// one where it is not set. Throws std::invalid_argument.
+const Kernels& find_kernels();
+
+}  // namespace patchpose
