@@ -21,7 +21,8 @@ extern const Kernels avx512;
 
 namespace {
 
-// Those that run here, best first. The checks include that the operating system saves the registers.
+// Those that run here, best first. The checks include that the operating system saves the
+// registers.
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
 #ifdef PATCHPOSE_HAS_AVX512

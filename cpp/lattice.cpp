@@ -1,43 +1,36 @@
-// Compiled once for each instruction set, with PATCHPOSE_ISA as its name. Everything is local to the
-// file and nothing of the standard library is called: a function that two sets share might be linked
-// from the wrong one. Plain loops, which compilers vectorise.
+// Compiled once for each instruction set, with PATCHPOSE_ISA as its name. Everything is local to
+// the file and nothing of the standard library is called: a function that two sets share might be
+// linked from the wrong one. Plain loops, which compilers vectorise.
 #include "lattice.hpp"
 
 #include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace patchpose {
 namespace {
 
 // Samples that pass through the three loops at a time; their buffers stay in the nearest cache.
 constexpr int kBlock = 256;
+// 32-bit lanes of the widest vectors.
+constexpr int kLanes = 16;
 
-// How the left and the right pixel of a sample are kept in 32-bit words, whatever their type, so
-// that the arithmetic loop reads equal lanes. `value` returns one of the 2 * kChannels values.
+// The left and the right pixel of a sample are kept in 32-bit words, whatever their type, so that
+// the loops see equal lanes. Word k begins at byte first_byte(k); `value` returns one of the
+// 2 * kChannels values.
 template <class T, int kChannels>
 struct Pair;
 
-template <>
-struct Pair<std::uint8_t, 1> {
-  static constexpr int kWords = 1;
-  static void load(const std::uint8_t* pixel, std::uint32_t (*words)[kBlock], int j) {
-    std::uint16_t both;
-    std::memcpy(&both, pixel, sizeof both);
-    words[0][j] = both;
-  }
-  static float value(const std::uint32_t (*words)[kBlock], int j, int i) {
-    return float(std::int32_t(words[0][j] >> (8 * i) & 0xff));
-  }
-};
+using Words = std::uint32_t[kBlock];
 
-template <>
-struct Pair<std::uint8_t, 3> {
-  static constexpr int kWords = 2;
-  static void load(const std::uint8_t* pixel, std::uint32_t (*words)[kBlock], int j) {
-    // Two overlapping words of the six bytes: a byte more might lie outside the image.
-    std::memcpy(&words[0][j], pixel, 4);
-    std::memcpy(&words[1][j], pixel + 2, 4);
-  }
-  static float value(const std::uint32_t (*words)[kBlock], int j, int i) {
+template <int kChannels>
+struct Pair<std::uint8_t, kChannels> {
+  // Three channels: two overlapping words of the six bytes, since further bytes may lie outside.
+  static constexpr int kWords = kChannels == 1 ? 1 : 2;
+  static constexpr int first_byte(int k) { return 2 * k; }
+  static float value(const Words* words, int j, int i) {
     const std::uint32_t word = i < 3 ? words[0][j] >> (8 * i) : words[1][j] >> (8 * i - 16);
     return float(std::int32_t(word & 0xff));
   }
@@ -46,10 +39,8 @@ struct Pair<std::uint8_t, 3> {
 template <int kChannels>
 struct Pair<std::uint16_t, kChannels> {
   static constexpr int kWords = kChannels;
-  static void load(const std::uint16_t* pixel, std::uint32_t (*words)[kBlock], int j) {
-    for (int k = 0; k < kWords; ++k) std::memcpy(&words[k][j], pixel + 2 * k, 4);
-  }
-  static float value(const std::uint32_t (*words)[kBlock], int j, int i) {
+  static constexpr int first_byte(int k) { return 4 * k; }
+  static float value(const Words* words, int j, int i) {
     return float(std::int32_t(words[i / 2][j] >> (16 * (i % 2)) & 0xffff));
   }
 };
@@ -57,15 +48,43 @@ struct Pair<std::uint16_t, kChannels> {
 template <int kChannels>
 struct Pair<float, kChannels> {
   static constexpr int kWords = 2 * kChannels;
-  static void load(const float* pixel, std::uint32_t (*words)[kBlock], int j) {
-    for (int k = 0; k < kWords; ++k) std::memcpy(&words[k][j], pixel + k, 4);
-  }
-  static float value(const std::uint32_t (*words)[kBlock], int j, int i) {
+  static constexpr int first_byte(int k) { return 4 * k; }
+  static float value(const Words* words, int j, int i) {
     float value;
     std::memcpy(&value, &words[i][j], sizeof value);
     return value;
   }
 };
+
+// Reads the word at each of `count` byte offsets; `offset` and `words` are padded to full vectors.
+inline void gather(const char* origin, const std::int32_t* offset, int count,
+                   std::uint32_t* words) {
+#if defined(__AVX512F__)
+  for (int j = 0; j < count; j += 16) {
+    const __m512i bytes = _mm512_load_si512(offset + j);
+    const __m512i zero = _mm512_setzero_si512();
+    _mm512_store_si512(words + j, _mm512_mask_i32gather_epi32(zero, 0xffff, bytes, origin, 1));
+  }
+#elif defined(__AVX2__)
+  for (int j = 0; j < count; j += 8) {
+    const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(offset + j));
+    const __m256i found = _mm256_i32gather_epi32(reinterpret_cast<const int*>(origin), bytes, 1);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(words + j), found);
+  }
+#else
+  for (int j = 0; j < count; ++j) std::memcpy(words + j, origin + offset[j], 4);
+#endif
+}
+
+// The same where an image ends after the two bytes that are wanted.
+inline void gather_two_bytes(const char* origin, const std::int32_t* offset, int count,
+                             std::uint32_t* words) {
+  for (int j = 0; j < count; ++j) {
+    std::uint16_t both;
+    std::memcpy(&both, origin + offset[j], sizeof both);
+    words[j] = both;
+  }
+}
 
 template <class T>
 constexpr float kScale = 1.0f;
@@ -83,13 +102,13 @@ inline float clamp_to(float value, float last) {
 template <class T, int kChannels>
 void sample_lattice(const Lattice& lattice, float* out) {
   using Pixels = Pair<T, kChannels>;
+  constexpr int kPixelBytes = kChannels * int(sizeof(T));
   const Lattice at = lattice;
-  const T* const origin = static_cast<const T*>(at.origin);
-  const std::int64_t stride = at.row_stride / std::int64_t(sizeof(T));
-  const std::int32_t row = std::int32_t(stride);
-  alignas(64) std::int32_t offset[kBlock];  // values from the origin to a sample's upper left pixel
+  const char* const origin = static_cast<const char*>(at.origin);
+  const std::int32_t row = std::int32_t(at.row_stride);
+  alignas(64) std::int32_t offset[kBlock];  // bytes from the origin to a sample's upper left pixel
   alignas(64) float weight_x[kBlock], weight_y[kBlock];  // shares of the right and lower pixels
-  alignas(64) std::uint32_t upper[Pixels::kWords][kBlock], lower[Pixels::kWords][kBlock];
+  alignas(64) Words upper[Pixels::kWords], lower[Pixels::kWords];
 
   for (int first = 0; first < at.count; first += kBlock) {
     const int count = at.count - first < kBlock ? at.count - first : kBlock;
@@ -102,12 +121,18 @@ void sample_lattice(const Lattice& lattice, float* out) {
       const std::int32_t line = std::int32_t(y);
       weight_x[j] = x - float(column);
       weight_y[j] = y - float(line);
-      offset[j] = line * row + column * kChannels;
+      offset[j] = line * row + column * kPixelBytes;
     }
-    for (int j = 0; j < count; ++j) {
-      const T* const pixel = origin + offset[j];
-      Pixels::load(pixel, upper, j);
-      Pixels::load(pixel + stride, lower, j);
+    for (int j = count; j % kLanes != 0; ++j) offset[j] = 0;
+    if (2 * kPixelBytes < 4 && at.at_end) {
+      gather_two_bytes(origin, offset, count, upper[0]);
+      gather_two_bytes(origin + at.row_stride, offset, count, lower[0]);
+    } else {
+      for (int k = 0; k < Pixels::kWords; ++k) {
+        const char* const word = origin + Pixels::first_byte(k);
+        gather(word, offset, count, upper[k]);
+        gather(word + at.row_stride, offset, count, lower[k]);
+      }
     }
     for (int c = 0; c < kChannels; ++c) {
       float* const plane = out + std::int64_t(c) * at.count + first;
@@ -124,28 +149,24 @@ void sample_lattice(const Lattice& lattice, float* out) {
   }
 }
 
-Moments measure(const float* patch, int rows, int columns, int halo) {
-  constexpr int kLanes = 8;  // independent sums, so that the additions overlap
-  double sums[kLanes] = {}, squares[kLanes] = {};
-  for (int k = 0; k < rows; ++k) {
-    const float* const line = patch + std::int64_t(k) * (columns + 2 * halo) + halo;
-    int j = 0;
-    for (; j + kLanes <= columns; j += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const double value = line[j + lane];
-        sums[lane] += value;
-        squares[lane] += value * value;
+Moments measure(const float* patch, int rows, int columns, int halo, float pivot) {
+  Moments total = {0.0, 0.0};
+  for (int first = 0; first < columns; first += kBlock) {
+    const int count = columns - first < kBlock ? columns - first : kBlock;
+    // A sum for each column: any number of lanes adds up in the same order.
+    alignas(64) float sums[kBlock] = {}, squares[kBlock] = {};
+    for (int k = 0; k < rows; ++k) {
+      const float* const line = patch + std::int64_t(k) * (columns + 2 * halo) + halo + first;
+      for (int j = 0; j < count; ++j) {
+        const float value = line[j] - pivot;
+        sums[j] += value;
+        squares[j] += value * value;
       }
     }
-    for (; j < columns; ++j) {
-      sums[0] += line[j];
-      squares[0] += double(line[j]) * line[j];
+    for (int j = 0; j < count; ++j) {
+      total.sum += sums[j];
+      total.square += squares[j];
     }
-  }
-  Moments total = {0.0, 0.0};
-  for (int lane = 0; lane < kLanes; ++lane) {
-    total.sum += sums[lane];
-    total.square += squares[lane];
   }
   return total;
 }

@@ -1,6 +1,6 @@
-// The innermost loops of the sampler. lattice.cpp is compiled once for each instruction set that the
-// build knows, and find_kernels picks one while the program runs. All of them round alike, so that
-// their results are the same bit for bit.
+// The innermost loops of the sampler. lattice.cpp is compiled once for each instruction set that
+// the build knows, and find_kernels picks one while the program runs. All of them round alike, so
+// that their results are the same bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@ struct Lattice {
   const float* u;        // (count,)
   const float* v;        // (count,)
   int count;             // samples
+  bool at_end;           // some may lie at the level's last pixels, with no memory behind them
 };
 
 // Writes channel c of sample j to out[c * lattice.count + j], in [0, 1] for integers.
@@ -31,8 +32,9 @@ struct Moments {
   double sum, square;
 };
 
-// Sums over `rows` lines of `columns` values, without the `halo` more on each side of them.
-using Measure = Moments (*)(const float* patch, int rows, int columns, int halo);
+// Sums of value - pivot and its square over `rows` lines of `columns` values, without the `halo`
+// more on each side of them. A pivot among the values keeps single precision exact enough.
+using Measure = Moments (*)(const float* patch, int rows, int columns, int halo, float pivot);
 
 // In place: (value - offset) * gain.
 using Normalize = void (*)(float* values, int count, float offset, float gain);
@@ -47,8 +49,8 @@ struct Kernels {
 // The instruction sets that this build knows and this processor has, best first.
 std::vector<std::string> kernel_names();
 
-// The kernels of the instruction set that the environment variable PATCHPOSE_SIMD names, of the best
-// one where it is not set. Throws std::invalid_argument.
+// The kernels of the instruction set that the environment variable PATCHPOSE_SIMD names, of the
+// best one where it is not set. Throws std::invalid_argument.
 const Kernels& find_kernels();
 
 }  // namespace patchpose

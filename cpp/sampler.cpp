@@ -29,6 +29,7 @@ struct Axis {
     start = float(position - double(origin));
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = below(float(size - 1 - origin));
+    reaches_end = !(position + reach + 1.0 < double(size - 2));
   }
   // The next smaller number, for positive ones; std::nextafter is a slow call.
   static float below(float value) {
@@ -41,6 +42,7 @@ struct Axis {
   std::int64_t origin;  // pixels
   float start;          // pixels from the origin
   float last;           // pixels from the origin
+  bool reaches_end;     // a sample may lie in the last two pixels, rounding included
 };
 
 // What samples one image: the kernel for its values, and its levels.
@@ -50,6 +52,9 @@ class LevelReader {
       : pyramid_(pyramid),
         sample_(kernels.sample[int(pyramid.dtype)][pyramid.channels == 3]),
         pixel_bytes_(pyramid.channels * bytes_of(pyramid.dtype)) {
+    for (std::size_t level = 0; level < pyramid.levels.size(); ++level) {
+      scale_.push_back(std::ldexp(1.0, -int(level / 2)));
+    }
     for (std::size_t level = 1; level < pyramid.levels.size(); ++level) {
       least_spacing_.push_back(std::exp2(0.5 * double(level) - 0.25));
     }
@@ -68,7 +73,7 @@ class LevelReader {
   void sample(int index, const double* xy, double spacing_px, const double* turn, double reach,
               const std::vector<float>& u, const std::vector<float>& v, float* out) const {
     const LevelView& level = pyramid_.levels[index];
-    const double scale = level_pixels_per_base_pixel(index);
+    const double scale = scale_[index];
     const double right = spacing_px * scale * turn[0], down = spacing_px * scale * turn[1];
     const double extent = (std::abs(right) + std::abs(down)) * reach;
     const Axis x(xy[0] * scale, extent, level.width);
@@ -88,18 +93,19 @@ class LevelReader {
         u.data(),
         v.data(),
         int(u.size()),
+        x.reaches_end && y.reaches_end,
     };
     sample_(lattice, out);
   }
 
  private:
-  static double level_pixels_per_base_pixel(int level) { return 1.0 / double(1LL << (level / 2)); }
   static int bytes_of(Dtype dtype) {
     return dtype == Dtype::kUint8 ? 1 : dtype == Dtype::kUint16 ? 2 : 4;
   }
   const PyramidView& pyramid_;
   SampleLattice sample_;
   std::int64_t pixel_bytes_;
+  std::vector<double> scale_;          // level pixels in a base pixel
   std::vector<double> least_spacing_;  // of level 1, 2, ...: halfway, in octaves, to the one before
 };
 
@@ -165,12 +171,13 @@ void check_pyramid(const PyramidView& pyramid) {
 }
 
 void standardize(const Kernels& kernels, float* patch, int rows, int columns, int halo) {
-  const Moments total = kernels.measure(patch, rows, columns, halo);
+  const float pivot = patch[halo];
+  const Moments total = kernels.measure(patch, rows, columns, halo, pivot);
   const double count = double(rows) * columns;
   const double mean = total.sum / count;
   const double variance = std::max(total.square / count - mean * mean, 0.0);
   const float gain = float(1.0 / std::sqrt(variance + kVarianceFloor));
-  kernels.normalize(patch, rows * (columns + 2 * halo), float(mean), gain);
+  kernels.normalize(patch, rows * (columns + 2 * halo), float(pivot + mean), gain);
 }
 
 struct Turn {
