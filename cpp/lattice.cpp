@@ -14,8 +14,6 @@ namespace {
 
 // Samples that pass through the three loops at a time; their buffers stay in the nearest cache.
 constexpr int kBlock = 256;
-// 32-bit lanes of the widest vectors.
-constexpr int kLanes = 16;
 
 // The left and the right pixel of a sample are kept in 32-bit words, whatever their type, so that
 // the loops see equal lanes. Word k begins at byte first_byte(k); `value` returns one of the
@@ -56,7 +54,7 @@ struct Pair<float, kChannels> {
   }
 };
 
-// Reads the word at each of `count` byte offsets; `offset` and `words` are padded to full vectors.
+// Reads the word at each of `count` byte offsets, a multiple of kLanes.
 inline void gather(const char* origin, const std::int32_t* offset, int count,
                    std::uint32_t* words) {
 #if defined(__AVX512F__)
@@ -109,12 +107,14 @@ void sample_lattice(const Lattice& lattice, float* out) {
   alignas(64) std::int32_t offset[kBlock];  // bytes from the origin to a sample's upper left pixel
   alignas(64) float weight_x[kBlock], weight_y[kBlock];  // shares of the right and lower pixels
   alignas(64) Words upper[Pixels::kWords], lower[Pixels::kWords];
+  alignas(64) float values[kBlock];
 
   for (int first = 0; first < at.count; first += kBlock) {
     const int count = at.count - first < kBlock ? at.count - first : kBlock;
+    const int padded = (count + kLanes - 1) / kLanes * kLanes;
     const float* const u = at.u + first;
     const float* const v = at.v + first;
-    for (int j = 0; j < count; ++j) {
+    for (int j = 0; j < padded; ++j) {
       const float x = clamp_to(at.x + (at.xu * u[j] + at.xv * v[j]), at.last_x);
       const float y = clamp_to(at.y + (at.yu * u[j] + at.yv * v[j]), at.last_y);
       const std::int32_t column = std::int32_t(x);
@@ -123,28 +123,27 @@ void sample_lattice(const Lattice& lattice, float* out) {
       weight_y[j] = y - float(line);
       offset[j] = line * row + column * kPixelBytes;
     }
-    for (int j = count; j % kLanes != 0; ++j) offset[j] = 0;
     if (2 * kPixelBytes < 4 && at.at_end) {
-      gather_two_bytes(origin, offset, count, upper[0]);
-      gather_two_bytes(origin + at.row_stride, offset, count, lower[0]);
+      gather_two_bytes(origin, offset, padded, upper[0]);
+      gather_two_bytes(origin + at.row_stride, offset, padded, lower[0]);
     } else {
       for (int k = 0; k < Pixels::kWords; ++k) {
         const char* const word = origin + Pixels::first_byte(k);
-        gather(word, offset, count, upper[k]);
-        gather(word + at.row_stride, offset, count, lower[k]);
+        gather(word, offset, padded, upper[k]);
+        gather(word + at.row_stride, offset, padded, lower[k]);
       }
     }
     for (int c = 0; c < kChannels; ++c) {
-      float* const plane = out + std::int64_t(c) * at.count + first;
-      for (int j = 0; j < count; ++j) {
+      for (int j = 0; j < padded; ++j) {
         const float top_left = Pixels::value(upper, j, c);
         const float low_left = Pixels::value(lower, j, c);
         const float top =
             top_left + weight_x[j] * (Pixels::value(upper, j, c + kChannels) - top_left);
         const float low =
             low_left + weight_x[j] * (Pixels::value(lower, j, c + kChannels) - low_left);
-        plane[j] = (top + weight_y[j] * (low - top)) * kScale<T>;
+        values[j] = (top + weight_y[j] * (low - top)) * kScale<T>;
       }
+      std::memcpy(out + std::int64_t(c) * at.count + first, values, count * sizeof(float));
     }
   }
 }

@@ -9,6 +9,9 @@
 
 namespace patchpose {
 
+// 32-bit lanes of the widest vectors. Whole vectors only: what is left over would take as long.
+constexpr int kLanes = 16;
+
 enum class Dtype { kUint8, kUint16, kFloat32 };
 
 // Samples of one level at (x + xu * u[j] + xv * v[j], y + yu * u[j] + yv * v[j]), in pixels from an
@@ -19,8 +22,8 @@ struct Lattice {
   float x, y;
   float xu, xv, yu, yv;
   float last_x, last_y;  // just below the last pixel: a right and a lower neighbour exist
-  const float* u;        // (count,)
-  const float* v;        // (count,)
+  const float* u;        // (count,), with zeros up to a multiple of kLanes
+  const float* v;        // likewise
   int count;             // samples
   bool at_end;           // some may lie at the level's last pixels, with no memory behind them
 };

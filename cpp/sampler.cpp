@@ -45,6 +45,14 @@ struct Axis {
   bool reaches_end;     // a sample may lie in the last two pixels, rounding included
 };
 
+// Positions of samples in a lattice's own axes, filled up as the kernels want it.
+struct Positions {
+  explicit Positions(std::int64_t count)
+      : count(int(count)), u((count + kLanes - 1) / kLanes * kLanes), v(u.size()) {}
+  int count;
+  std::vector<float> u, v;
+};
+
 // What samples one image: the kernel for its values, and its levels.
 class LevelReader {
  public:
@@ -69,9 +77,9 @@ class LevelReader {
   }
 
   // Samples a level at (x, y) + spacing_px * turned (u, v); `turn` holds the angle's cosine and
-  // sine, no |u| or |v| is above reach.
+  // sine, no |u| or |v| of the positions is above reach.
   void sample(int index, const double* xy, double spacing_px, const double* turn, double reach,
-              const std::vector<float>& u, const std::vector<float>& v, float* out) const {
+              const Positions& positions, float* out) const {
     const LevelView& level = pyramid_.levels[index];
     const double scale = scale_[index];
     const double right = spacing_px * scale * turn[0], down = spacing_px * scale * turn[1];
@@ -90,9 +98,9 @@ class LevelReader {
         float(right),
         x.last,
         y.last,
-        u.data(),
-        v.data(),
-        int(u.size()),
+        positions.u.data(),
+        positions.v.data(),
+        positions.count,
         x.reaches_end && y.reaches_end,
     };
     sample_(lattice, out);
@@ -207,12 +215,12 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
   const LevelReader reader(pyramid, kernels);
   const int rows = int(grid.radii.size());
   const int width = grid.columns + 2 * grid.halo;
-  std::vector<float> cosines(width), sines(width);  // of each column at angle 0, halo included
+  Positions directions(width);  // of each column at angle 0, halo included
   for (int j = 0; j < width; ++j) {
     const int column = (j - grid.halo + grid.columns) % grid.columns;
     const double angle = column * 360.0 / grid.columns * kRadiansPerDegree;
-    cosines[j] = float(std::cos(angle));
-    sines[j] = float(std::sin(angle));
+    directions.u[j] = float(std::cos(angle));
+    directions.v[j] = float(std::sin(angle));
   }
   for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
@@ -224,7 +232,7 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
       for (int k = 0; k < rows; ++k) {
         level = reader.choose_level(grid.spacing[k] * window, level);
         reader.sample(level, keypoints.xy + 2 * i, grid.radii[k] * window, turn.cosine_sine, 1.0,
-                      cosines, sines, patch + k * width);
+                      directions, patch + k * width);
       }
       if (grid.standardize) standardize(kernels, patch, rows, grid.columns, grid.halo);
     }
@@ -243,10 +251,10 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
   const LevelReader reader(pyramid, find_kernels());
   const double middle = (size - 1) / 2.0;
   const std::int64_t area = std::int64_t(size) * size;
-  std::vector<float> right(area), down(area);  // of each sample, in spacings from the centre
+  Positions ticks(area);  // of each sample, in spacings from the centre
   for (std::int64_t j = 0; j < area; ++j) {
-    right[j] = float(double(j % size) - middle);
-    down[j] = float(double(j / size) - middle);
+    ticks.u[j] = float(double(j % size) - middle);
+    ticks.v[j] = float(double(j / size) - middle);
   }
   for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
@@ -254,7 +262,7 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
       const Turn turn(keypoints.angle_deg[i]);
       const double spacing = keypoints.window[i] / size;
       reader.sample(reader.choose_level(spacing, 0), keypoints.xy + 2 * i, spacing,
-                    turn.cosine_sine, middle, right, down, patches + i * pyramid.channels * area);
+                    turn.cosine_sine, middle, ticks, patches + i * pyramid.channels * area);
     }
   });
 }
