@@ -50,6 +50,7 @@ def main() -> None:
     """Time what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="20,000 keypoints, 12 megapixels too")
+    parser.add_argument("--keypoints", type=int, nargs="+", help="these numbers of keypoints")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -57,7 +58,7 @@ def main() -> None:
     if options.output:
         check_output(options.output, (".json",))
     images = list(IMAGES) if options.full else list(IMAGES)[:1]
-    counts = COUNTS if options.full else COUNTS[:2]
+    counts = options.keypoints or (COUNTS if options.full else COUNTS[:2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter that writes plain graphs
         rows = [
