@@ -29,7 +29,7 @@ struct Axis {
     start = float(position - double(origin));
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = below(float(size - 1 - origin));
-    reaches_end = !(position + reach + 1.0 < double(size - 2));
+    reaches_end = !(std::max(position + reach, 0.0) + 1.0 < double(size - 3));
   }
   // The next smaller number, for positive ones; std::nextafter is a slow call.
   static float below(float value) {
@@ -42,7 +42,7 @@ struct Axis {
   std::int64_t origin;  // pixels
   float start;          // pixels from the origin
   float last;           // pixels from the origin
-  bool reaches_end;     // a sample may lie in the last two pixels, rounding included
+  bool reaches_end;     // a sample may lie in the last four pixels, rounding included
 };
 
 // Positions of samples in a lattice's own axes, filled up as the kernels want it.

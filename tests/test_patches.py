@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -202,20 +205,44 @@ def test_an_instruction_set_that_is_not_there_is_named(monkeypatch):
         sample_square(build_pyramid(noise()), *keypoints(1), SQUARE)
 
 
-@needs_kernel
-@pytest.mark.parametrize("side", [(2, 2), (4, 4), (61, 83)], ids=str)
-def test_the_last_pixel_is_read_without_the_memory_behind_it(side):
-    # The memory behind the image differs from call to call; what is read must not.
-    height, width = side
-    pixels = noise(*side)
-    storage = np.zeros(height * width + 8, np.uint8)
-    image = storage[: height * width].reshape(side)
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+from cv_patchpose.patches import PolarGrid, SquareGrid, sample_polar, sample_square
+from cv_patchpose.pyramid import ImagePyramid
+
+def guard(pixels):  # the page behind the last pixel cannot be read
+    pages = -(-pixels.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    last = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + pages * mmap.PAGESIZE
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(last), mmap.PAGESIZE, 0) == 0
+    first = pages * mmap.PAGESIZE - pixels.nbytes
+    image = np.frombuffer(memory, pixels.dtype, pixels.size, first).reshape(pixels.shape)
     image[:] = pixels
-    arguments = (np.array([[width - 1.0, height - 1.0]]), np.array([6.0]), np.array([10.0]))
-    before = sample_polar(build_pyramid(image), *arguments, POLAR)
-    storage[height * width :] = 255
-    assert_array_equal(sample_polar(build_pyramid(image), *arguments, POLAR), before)
-    assert_kernel_is_reference(build_pyramid(image), arguments)
+    return image
+
+random = np.random.default_rng(0)
+for dtype in ("uint8", "uint16", "float32"):
+    for shape in ((2, 2), (2, 3), (3, 5), (61, 83), (2, 2, 3), (61, 83, 3)):
+        pyramid = ImagePyramid([guard(np.ones(shape, dtype))], len(shape) == 3)
+        size = np.array(shape[1::-1])
+        xy = random.uniform(-0.2, 1.2, (900, 2)) * size
+        xy[:400] = size - 1 + random.uniform(-4, 4, (400, 2))
+        keypoints = xy, np.exp(random.uniform(-2, 5, 900)), random.uniform(0, 360, 900)
+        sample_square(pyramid, *keypoints, SquareGrid(9))
+        if not pyramid.color:
+            sample_polar(pyramid, *keypoints, PolarGrid(rows=9))
+"""
+
+
+@needs_kernel
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")
+def test_no_memory_behind_an_image_is_read():
+    for name in patches._core.simd_names():
+        environment = {**os.environ, "PATCHPOSE_SIMD": name}
+        command = [sys.executable, "-c", GUARDED]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (name, done.stderr)
 
 
 @pytest.mark.parametrize("angle", [0.0, 17.0, 90.0, 200.0])
