@@ -15,6 +15,7 @@ from cv_patchpose.evaluation.controls import (
     AngleEstimator,
     AngleOnly,
     OwnPose,
+    SiftAtPoint,
     Upright,
 )
 from cv_patchpose.evaluation.gradient_histogram import SIFT_MAGNIFICATION, dominant_gradient_deg
@@ -28,6 +29,7 @@ CONTROLS = (
     "detector",
     "detector-all",
     "gradient-histogram",
+    "sift-at-point",
     "orinet",
     "affnet",
     "orinet+affnet",
@@ -72,6 +74,7 @@ def load_method(spec: str, settings: MethodSettings) -> Method:
         "detector": lambda: OwnPose(window_px=window_px, route=route),
         "detector-all": lambda: OwnPose(every_orientation=True, window_px=window_px, route=route),
         "gradient-histogram": lambda: angle_only(dominant_gradient_deg, SIFT_MAGNIFICATION),
+        "sift-at-point": lambda: SiftAtPoint(PEER_MAGNIFICATION, window_px, route),
         "orinet": lambda: angle_only(OriNet(weights), PEER_MAGNIFICATION),
         "affnet": lambda: affine_shape(orient=False),
         "orinet+affnet": lambda: affine_shape(orient=True),
