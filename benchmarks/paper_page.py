@@ -34,16 +34,19 @@ INTRODUCTION = """\
 # The paper, reproduced
 
 Made by `benchmarks/paper.py`, from training to this page; every figure is in
-[results/paper.json](results/paper.json) with the commands. The method is that of Lee, Jeong and Cho,
-*Self-Supervised Learning of Image Scale and Orientation* (BMVC 2021): one ResNet-18 with global max
-pooling and a perceptron of four layers for each histogram, trained by histogram alignment.
+[results/paper.json](results/paper.json) with the commands. The method is that of Lee, Jeong and
+Cho, *Self-Supervised Learning of Image Scale and Orientation* (BMVC 2021): one ResNet-18 with
+global max pooling and a perceptron of four layers for each histogram, trained by histogram
+alignment.
 
 **The budget is far below the paper's**: {pair:,} pairs for each of the paper's two networks, on
-processor cores, where the paper goes through 3.9 million pairs up to 250 times on a GPU. Differences
-between rows trained here count; the distance of the ResNet-18 rows to the paper's figures is mostly
-that of the budgets. `polar` was trained longer, see [its card](../models/polar.md).
+processor cores, where the paper goes through 3.9 million pairs up to 250 times on a GPU.
+Differences between rows trained here count; the distance of the ResNet-18 rows to the paper's
+figures is mostly that of the budgets. `polar` was trained longer, see
+[its card](../models/polar.md).
 
-Percent of pairs within 5 and 10 degrees, and within 1/6 and 1/3 octave. Peaks are read between bins.
+Percent of pairs within 5 and 10 degrees, and within 1/6 and 1/3 octave. Peaks are read between
+bins unless "fullest bin" is said.
 """
 
 
@@ -185,7 +188,8 @@ def _losses(content: dict, results: dict) -> str:
     return "\n".join(
         [
             "## Losses, and clean against spoilt training\n",
-            "By the budgets of table 3. Real pairs: all scenes, windows of 96 pixels, local truth.\n",
+            "By the budgets of table 3. Real pairs: all scenes, windows of 96 pixels, local "
+            "truth.\n",
             _table(f"{head}| real pairs: orientation | scale", lines),
         ]
     )
