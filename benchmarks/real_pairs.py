@@ -144,7 +144,8 @@ def format_page(measured: list[tuple[Table, bool, dict]]) -> str:
     parts = [
         "# Real pairs, real peers\n",
         "Made by `benchmarks/real_pairs.py`, which calls `cv-patchpose evaluate`; the numbers are "
-        "in [results](results/real-pairs). Planar scenes: five of HPatches, four of Oxford, six of homogr, 1,000 "
+        "in [results](results/real-pairs). Planar scenes: five of HPatches, four of Oxford, six "
+        "of homogr, 1,000 "
         "keypoints. Two views: fountain-P11 and castle-P19 of Strecha. `detector` is the "
         "detector's own pose with one orientation, `detector-all` all of them; `affnet` is upright "
         "with AffNet's shape; `polar:2` ours with up to two poses. Turned: image 2 by 60 degrees "
