@@ -248,5 +248,7 @@ def test_polar_networks_refuse_what_they_cannot_learn():
         TrainConfig(source="patchpose")
     with pytest.raises(ValueError, match="targets: expected both for polar"):
         TrainConfig(targets=("scale",))
-    with pytest.raises(ValueError, match="expected a whole or half number per octave, got 2.25"):
+    with pytest.raises(
+        ValueError, match="expected a whole number of rows per octave with stride 2"
+    ):
         network_config(TrainConfig(scale_bins=10))

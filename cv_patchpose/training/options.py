@@ -157,6 +157,9 @@ class TrainConfig:
         stem_channels: first convolution's channels.
         channels: channels of the 3 x 3 convolutions.
         hidden: width of the heads.
+        stride: rings and directions of the patches per bin.
+        separable: the 3 x 3 convolutions are one per channel, followed by 1 x 1.
+        aligned: the orientation is also read from rows aligned by the scale.
         init: checkpoint whose weights to begin with, None for random ones.
         synthesis: ranges of the synthesis.
 
@@ -198,6 +201,9 @@ class TrainConfig:
     stem_channels: int = 16
     channels: tuple[int, ...] = (32, 32)
     hidden: int = 64
+    stride: int = 2
+    separable: bool = False
+    aligned: bool = True
     init: str | None = None
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
 
@@ -250,7 +256,8 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "validation_share": _SHARE,
     "loss": _one_of(LOSSES),
     "seed threads": _whole(0),
-    "streams reuse validation_keypoints stem_channels hidden": _whole(1),
+    "streams reuse validation_keypoints stem_channels hidden stride": _whole(1),
     "channels": ("integers >= 1", lambda v: all(map(_whole(1)[1], v))),
+    "separable aligned": ("True or False", lambda v: v in (True, False)),
     "bfloat16": ("None, True or False", lambda v: v in (None, True, False)),
 }
