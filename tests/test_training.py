@@ -34,6 +34,7 @@ from cv_patchpose.training.objective import (  # noqa: E402
     PoseLoss,
     pair_changes,
     pose_accuracy,
+    run_network,
 )
 from cv_patchpose.training.options import LOSSES, SynthesisConfig, TrainConfig  # noqa: E402
 from cv_patchpose.training.photographs import Photograph  # noqa: E402
@@ -420,3 +421,30 @@ def test_export_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="not a checkpoint of format 1"):
         export_checkpoint(tmp_path / "old.pt", tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_pupil_learns_what_its_teacher_says(texture_folder, run, tmp_path):
+    """Imitation alone, of a smaller network that reads another grid."""
+    config = dataclasses.replace(
+        TINY, stride=1, aligned=False, hidden=32, teacher=str(run / "checkpoint.pt"),
+        teacher_weight=50.0, budget_keypoints=640, learning_rate=1e-2,
+    )  # fmt: skip
+    trainer = Trainer(texture_folder, tmp_path / "run", config)
+    batch = next(iter(trainer._streams()[0]))
+    assert batch.teacher_patches.shape[2:] == (1, 40, 84)
+    assert batch.patches.shape[2:] == (1, 21, 42)
+
+    def divergence():
+        with torch.no_grad():
+            logits = run_network(trainer.network, batch, trainer.shape.bins)
+            return float(trainer.teacher.loss(logits, batch))
+
+    before = divergence()
+    trainer.train()
+    assert divergence() < 0.5 * before
+
+
+def test_a_teacher_of_other_bins_is_refused(texture_folder, run, tmp_path):
+    config = dataclasses.replace(TINY, scale_bins=9, teacher=str(run / "checkpoint.pt"))
+    with pytest.raises(ValueError, match="teacher: expected PoseBins.*scale=9.*got .*scale=13"):
+        Trainer(texture_folder, tmp_path / "run", config)

@@ -161,6 +161,8 @@ class TrainConfig:
         separable: the 3 x 3 convolutions are one per channel, followed by 1 x 1.
         aligned: the orientation is also read from rows aligned by the scale.
         init: checkpoint whose weights to begin with, None for random ones.
+        teacher: checkpoint of a polar network whose histograms are imitated too, None for none.
+        teacher_weight: of imitation, beside the loss of pairs.
         synthesis: ranges of the synthesis.
 
     Raises:
@@ -205,6 +207,8 @@ class TrainConfig:
     separable: bool = False
     aligned: bool = True
     init: str | None = None
+    teacher: str | None = None
+    teacher_weight: float = 1.0
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
 
     def __post_init__(self) -> None:
@@ -214,6 +218,8 @@ class TrainConfig:
             raise ValueError(f"source: expected views for polar, got {self.source!r}")
         if self.network == "polar" and set(self.targets) != set(TARGETS):
             raise ValueError(f"targets: expected both for polar, got {self.targets!r}")
+        if self.teacher and self.source != "views":
+            raise ValueError(f"teacher: expected none with source {self.source}")
 
 
 _SYNTHESIS_RULES: dict[str, _Rule] = {
@@ -251,7 +257,7 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "budget_minutes learning_rate sigma_deg sigma_octaves validate_every_minutes": _POSITIVE,
     "budget_keypoints": ("None or an integer >= 1", lambda v: v is None or _whole(1)[1](v)),
     "batch_size": _whole(2),
-    "weight_decay floor scale_weight": _NOT_NEGATIVE,
+    "weight_decay floor scale_weight teacher_weight": _NOT_NEGATIVE,
     "ema momentum": _DECAY,
     "validation_share": _SHARE,
     "loss": _one_of(LOSSES),

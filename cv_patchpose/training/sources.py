@@ -52,7 +52,12 @@ class TrainingSource(Protocol):
         """Measure the octaves to add to a network's scales, so that their median is 1."""
 
 
-def open_source(images: Path | str, config: TrainConfig, shape: NetworkConfig) -> TrainingSource:
+def open_source(
+    images: Path | str,
+    config: TrainConfig,
+    shape: NetworkConfig,
+    teacher_shape: NetworkConfig | None = None,
+) -> TrainingSource:
     """Choose the source that the options ask for.
 
     Args:
@@ -60,12 +65,13 @@ def open_source(images: Path | str, config: TrainConfig, shape: NetworkConfig) -
             of such.
         config: of the training.
         shape: of the network.
+        teacher_shape: of the teacher, if there is one.
 
     Raises:
         ValueError: too few photographs, or a dataset that does not serve.
     """
     if config.source == "views":
-        return ViewSource(images, config, shape)
+        return ViewSource(images, config, shape, teacher_shape)
     return PatchPoseSource(images, config, shape)
 
 
@@ -76,13 +82,21 @@ class ViewSource:
         images: folder of photographs.
         config: of the training.
         shape: of the network, whose grid is sampled.
+        teacher_shape: of the teacher, whose grid is sampled too.
 
     Raises:
         ValueError: too few photographs.
     """
 
-    def __init__(self, images: Path | str, config: TrainConfig, shape: NetworkConfig) -> None:
+    def __init__(
+        self,
+        images: Path | str,
+        config: TrainConfig,
+        shape: NetworkConfig,
+        teacher_shape: NetworkConfig | None = None,
+    ) -> None:
         self.config, self.shape = config, shape
+        self.teacher_grid = teacher_shape.grid if teacher_shape else None
         photographs = read_photographs(images, color=isinstance(shape.grid, SquareGrid))
         self.training, self.held = photographs.split(config.validation_share, config.seed)
         self.held_out = [str(path) for path in self.held.paths]
@@ -100,6 +114,7 @@ class ViewSource:
             pool_size=POOL_BATCHES * batch_size,
             seed=seed,
             reuse=config.reuse,
+            teacher_grid=self.teacher_grid,
         )
 
     def validation(self) -> dict[str, list[Batch]]:
@@ -110,12 +125,17 @@ class ViewSource:
             "spoilt": dataclasses.replace(config, clean=0.0),
         }
         count = max(1, self.config.validation_keypoints // VALIDATION_BATCH)
-        sizes = {"batch_size": VALIDATION_BATCH, "pool_size": VALIDATION_BATCH}
+        size = VALIDATION_BATCH
         return {
             name: list(
                 itertools.islice(
                     PairStream(
-                        self.held, self.shape.grid, synthesis, **sizes, seed=VALIDATION_SEED
+                        self.held,
+                        self.shape.grid,
+                        synthesis,
+                        batch_size=size,
+                        pool_size=size,
+                        seed=VALIDATION_SEED,
                     ),
                     count,
                 )
