@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +17,29 @@ from cv_patchpose.evaluation.description import Features
 from cv_patchpose.evaluation.geometry import corner_error_px, estimate_homography
 from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import (
+    CORRECT_PX,
     MMA_NAMES,
     count_distinct_correct,
     homography_accuracy,
     matching_accuracy,
     median_seconds,
+    name_seconds,
 )
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
-from cv_patchpose.evaluation.runner import Outcome, require_positive, run_units
+from cv_patchpose.evaluation.runner import Outcome, measure_units, require_positive
+from cv_patchpose.evaluation.samples import Figures, Sample, ShownPair
 from cv_patchpose.evaluation.sequences import (
-    ImageSequence,
+    PlanarPair,
     View,
     find_sequences,
-    thin_out,
+    list_pairs,
     turn_image,
 )
 from cv_patchpose.files import read_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
+from cv_patchpose.matching import Matches
+
+_IMAGES_KEPT = 4  # whose features are kept: image 1 of a sequence is in all of its pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,56 +88,111 @@ class PairResult:
     refused: bool = False
     corner_error: float = math.inf
     seconds: Mapping[str, float] = field(default_factory=dict)
+    MERIT: ClassVar[str] = "distinct correct matches"
+
+    @property
+    def merit(self) -> float:
+        """Higher is better."""
+        return float(self.correct)
+
+    def figures(self) -> Figures:
+        """Return the numbers by name."""
+        return {
+            **dict(zip(MMA_NAMES, self.accuracy, strict=True)),
+            "matches": self.matches,
+            "correct_matches": self.correct,
+            "keypoints": self.keypoints,
+            "refused": self.refused,
+            "corner_error_px": self.corner_error,
+            **name_seconds(self.seconds),
+        }
+
+    def errors(self) -> dict[str, NDArray[np.float64]]:
+        """Return the error of the homography."""
+        return {"mean error of the corners, px": np.array([self.corner_error])}
+
+    @classmethod
+    def restore(cls, content: Figures) -> Self:
+        """Make a result of its fields."""
+        return cls(**content)
 
 
-def run_benchmark(root: Path, protocol: MatchingProtocol, jobs: int = 1) -> Outcome:
+def run_benchmark(
+    root: Path, protocol: MatchingProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Match every pair under a root with every method.
 
     Args:
         root: Folder with sequences in HPatches layout.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
     """
     load_pipeline(protocol)
     sequences, failures = find_sequences(root)
-    if protocol.quick:
-        sequences = thin_out(sequences)
-    results, failed = run_units(partial(measure_sequence, protocol=protocol), sequences, jobs)
-    if not results:
+    pairs = list_pairs(sequences, protocol.quick)
+    _features.cache_clear()  # the files may have changed since
+    samples, failed = measure_units(
+        measure_pair, PairResult, pairs, protocol, jobs=jobs, cache=cache
+    )
+    if not samples:
         raise ValueError(f"root: expected pairs that meet the protocol, got none under {root}")
-    rows = [summarize(results, method) for method in protocol.methods]
-    return Outcome(rows, failures | failed)
+    rows = [summarize([sample.result for sample in samples], name) for name in protocol.methods]
+    units = {(pair.sequence, pair.pair): pair for pair in pairs}
+    return Outcome(rows, failures | failed, samples, units)
 
 
-def measure_sequence(sequence: ImageSequence, protocol: MatchingProtocol) -> list[PairResult]:
-    """Match image 1 of a sequence with each of its targets.
+def measure_pair(pair: PlanarPair, protocol: MatchingProtocol) -> list[Sample[PairResult]]:
+    """Match a pair with each method.
 
     Args:
-        sequence: Image 1 and its targets.
+        pair: Image 1 of a sequence and another of it.
         protocol: What is measured and how.
 
     Returns:
-        One result per kept pair and method.
+        One sample per method; none if the protocol does not want the pair.
     """
-    pipeline = load_pipeline(protocol)
-    view1 = turn_image(read_image(sequence.first))
-    features1: dict[str, Features] = {}
-    results = []
-    for target in sequence.targets:
-        view2 = turn_image(read_image(target.path), protocol.rotate, protocol.zoom)
-        homography = view2.from_photo @ target.homography
-        if not _changes_zoom(view1, homography, protocol.min_zoom_change):
-            continue
-        features1 = features1 or pipeline.compute(view1)
-        features2 = pipeline.compute(view2)
-        results += [
-            score_pair(name, features1[name], features2[name], homography, view1, protocol.matcher)
-            for name in protocol.methods
-        ]
-    return results
+    view1, view2, homography = _read_pair(pair, protocol)
+    if not _changes_zoom(view1, homography, protocol.min_zoom_change):
+        return []
+    features1 = _features(pair.first, protocol)
+    features2 = load_pipeline(protocol).compute(view2)
+    results = (
+        score_pair(name, features1[name], features2[name], homography, view1, protocol.matcher)
+        for name in protocol.methods
+    )
+    return [Sample(pair.sequence, pair.pair, result.method, result) for result in results]
+
+
+def show_pair(pair: PlanarPair, protocol: MatchingProtocol) -> ShownPair:
+    """Match a pair with each method, to look at it; correct matches count as inliers."""
+    view1, view2, homography = _read_pair(pair, protocol)
+    features = [load_pipeline(protocol).compute(view) for view in (view1, view2)]
+    matches = {}
+    for name in protocol.methods:
+        features1, features2 = (each[name] for each in features)
+        found = match_features(features1, features2, protocol.matcher)
+        xy1, xy2 = features1.xy_px[found[:, 0]], features2.xy_px[found[:, 1]]
+        correct = np.linalg.norm(project(homography, xy1) - xy2, axis=1) <= CORRECT_PX
+        counts = (len(features1.keypoints), len(features2.keypoints))
+        matches[name] = Matches(counts, xy1.astype(np.float32), xy2.astype(np.float32), correct)
+    return ShownPair(view1.image, view2.image, matches)
+
+
+def _read_pair(
+    pair: PlanarPair, protocol: MatchingProtocol
+) -> tuple[View, View, NDArray[np.float64]]:
+    view1 = turn_image(read_image(pair.first))
+    view2 = turn_image(read_image(pair.target.path), protocol.rotate, protocol.zoom)
+    return view1, view2, view2.from_photo @ pair.target.homography
+
+
+@lru_cache(maxsize=_IMAGES_KEPT)
+def _features(path: Path, protocol: MatchingProtocol) -> dict[str, Features]:
+    return load_pipeline(protocol).compute(turn_image(read_image(path)))
 
 
 def summarize(results: list[PairResult], method: str) -> dict[str, float | str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,15 +20,16 @@ from cv_patchpose.evaluation.metrics import (
 from cv_patchpose.evaluation.runner import (
     Outcome,
     load_methods,
+    measure_units,
     require_choice,
     require_positive,
-    run_units,
 )
+from cv_patchpose.evaluation.samples import Sample, results_of
 from cv_patchpose.evaluation.sequences import (
-    ImageSequence,
+    PlanarPair,
     View,
     find_sequences,
-    thin_out,
+    list_pairs,
     turn_image,
 )
 from cv_patchpose.files import read_image
@@ -80,13 +80,16 @@ class PoseProtocol:
         require_one_pose(self.methods)
 
 
-def run_benchmark(root: Path, protocol: PoseProtocol, jobs: int = 1) -> Outcome:
+def run_benchmark(
+    root: Path, protocol: PoseProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Measure relative poses on every pair under a root with every method.
 
     Args:
         root: Folder with sequences in HPatches layout.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
@@ -95,51 +98,42 @@ def run_benchmark(root: Path, protocol: PoseProtocol, jobs: int = 1) -> Outcome:
         protocol = replace(protocol, max_keypoints=min(500, protocol.max_keypoints))
     _methods(protocol)
     sequences, failures = find_sequences(root)
-    if protocol.quick:
-        sequences = thin_out(sequences)
-    results, failed = run_units(partial(measure_sequence, protocol=protocol), sequences, jobs)
+    pairs = list_pairs(sequences, protocol.quick)
+    samples, failed = measure_units(
+        measure_pair, PoseErrors, pairs, protocol, jobs=jobs, cache=cache
+    )
     rows = [
-        {"method": name, **summarize_pose_errors([result[name] for result in results])}
+        {"method": name, **summarize_pose_errors(results_of(samples, name))}
         for name in protocol.methods
     ]
-    return Outcome(rows, failures | failed)
+    return Outcome(rows, failures | failed, samples)
 
 
-def measure_sequence(
-    sequence: ImageSequence, protocol: PoseProtocol
-) -> list[dict[str, PoseErrors]]:
-    """Measure relative poses between image 1 of a sequence and each of its targets.
+def measure_pair(pair: PlanarPair, protocol: PoseProtocol) -> list[Sample[PoseErrors]]:
+    """Measure relative poses between image 1 of a sequence and another of it.
 
     Args:
-        sequence: Image 1 and its targets.
+        pair: The two images.
         protocol: What is measured and how.
 
     Returns:
-        For each pair the errors of each method.
+        One sample per method.
     """
-    methods = _methods(protocol)
-    view1 = turn_image(read_image(sequence.first))
-    results = []
-    for target in sequence.targets:
-        view2 = turn_image(read_image(target.path), protocol.rotate, protocol.zoom)
-        homography = view2.from_photo @ target.homography
-        if protocol.points == "fixed":
-            points1, points2 = fixed_points(view1, view2, homography, protocol.window_px)
-        else:
-            points1, points2 = repeated_points(view1, view2, homography, protocol.max_keypoints)
-        scale, angle_deg = _true_change(homography, points1, protocol.ground_truth)
-        results.append(
-            {
-                name: pose_errors(
-                    method.estimate(view1.image, points1),
-                    method.estimate(view2.image, points2),
-                    scale,
-                    angle_deg,
-                )
-                for name, method in methods.items()
-            }
-        )
-    return results
+    view1 = turn_image(read_image(pair.first))
+    view2 = turn_image(read_image(pair.target.path), protocol.rotate, protocol.zoom)
+    homography = view2.from_photo @ pair.target.homography
+    if protocol.points == "fixed":
+        points1, points2 = fixed_points(view1, view2, homography, protocol.window_px)
+    else:
+        points1, points2 = repeated_points(view1, view2, homography, protocol.max_keypoints)
+    change = _true_change(homography, points1, protocol.ground_truth)
+    samples = []
+    for name, method in _methods(protocol).items():
+        estimates1 = method.estimate(view1.image, points1)
+        estimates2 = method.estimate(view2.image, points2)
+        errors = pose_errors(estimates1, estimates2, *change)
+        samples.append(Sample(pair.sequence, pair.pair, name, errors))
+    return samples
 
 
 def fixed_points(

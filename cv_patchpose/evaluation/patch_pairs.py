@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
@@ -20,7 +21,8 @@ from cv_patchpose.evaluation.metrics import (
     angle_difference_deg,
     summarize_pose_errors,
 )
-from cv_patchpose.evaluation.runner import Outcome, load_methods, require_positive, run_units
+from cv_patchpose.evaluation.runner import Outcome, load_methods, measure_units, require_positive
+from cv_patchpose.evaluation.samples import Figures, Sample, results_of
 from cv_patchpose.histograms import PatchPoses, PoseHistograms, find_modes
 from cv_patchpose.keypoints import arrays_from_keypoints
 from cv_patchpose.patchpose.patch_sets import Chosen, Patches, PatchSet
@@ -89,8 +91,37 @@ class PairErrors:
     best_of: tuple[PoseErrors, ...]
     argmax: PoseErrors
 
+    def figures(self) -> Figures:
+        """Return the shares of the pairs within the limits."""
+        return {**summarize_pair_errors([self])}
 
-def run_benchmark(root: Path, protocol: PatchPairsProtocol, jobs: int = 1) -> Outcome:
+    def errors(self) -> dict[str, NDArray[np.float64]]:
+        """Return the errors of the best candidates."""
+        return self.best_of[0].errors()
+
+    @classmethod
+    def restore(cls, content: Figures) -> Self:
+        """Make errors of their fields."""
+        best_of = tuple(PoseErrors.restore(each) for each in content["best_of"])
+        return cls(best_of, PoseErrors.restore(content["argmax"]))
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard of a dataset and where it is."""
+
+    shard: Shard
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.shard.name
+
+
+def run_benchmark(
+    root: Path, protocol: PatchPairsProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Compare the poses of patches with those of the same place turned or zoomed.
 
     Orientation is scored on pairs at scale 1, scale on pairs at angle 0, as in the released
@@ -100,6 +131,7 @@ def run_benchmark(root: Path, protocol: PatchPairsProtocol, jobs: int = 1) -> Ou
         root: Folder of a dataset.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: No dataset, nothing to measure, or a setting that makes no sense.
@@ -107,46 +139,46 @@ def run_benchmark(root: Path, protocol: PatchPairsProtocol, jobs: int = 1) -> Ou
     dataset = PatchPoseDataset(root)
     shards = dataset.shards_of(protocol.split, protocol.split_by)[:: 3 if protocol.quick else 1]
     _methods(protocol, dataset.config.patch_size)
-    results, failures = run_units(
-        partial(measure, dataset=dataset, protocol=protocol), shards, jobs
+    files = [ShardFile(shard, dataset.root / shard.name) for shard in shards]
+    samples, failures = measure_units(
+        partial(measure, dataset=dataset), PairErrors, files, protocol, jobs=jobs, cache=cache
     )
-    if not results:
+    if not samples:
         raise ValueError(f"split: expected pairs in {protocol.split}, got none")
     rows = [
-        {"method": name, **summarize_pair_errors([result[name] for result in results])}
+        {"method": name, **summarize_pair_errors(results_of(samples, name))}
         for name in protocol.methods
     ]
-    return Outcome(rows, failures)
+    return Outcome(rows, failures, samples)
 
 
 def measure(
-    shard: Shard, dataset: PatchPoseDataset, protocol: PatchPairsProtocol
-) -> list[dict[str, PairErrors]]:
+    file: ShardFile, protocol: PatchPairsProtocol, dataset: PatchPoseDataset
+) -> list[Sample[PairErrors]]:
     """Measure the pairs of a shard's keypoints.
 
     Args:
-        shard: Of the dataset.
+        file: Of the dataset.
+        protocol: How it is measured.
         dataset: What is measured.
-        protocol: And how.
 
     Returns:
-        For each keypoint the errors of each method.
+        One sample per keypoint and method.
 
     Raises:
         ValueError: The shard is missing or damaged.
     """
     methods = _methods(protocol, dataset.config.patch_size)
-    results = []
-    for patch_set, mask in dataset.patch_sets(shard, protocol.split, protocol.split_by):
+    sets = dataset.patch_sets(file.shard, protocol.split, protocol.split_by)
+    samples = []
+    for number, (patch_set, mask) in enumerate(sets):
         chosen = mask & (patch_set.target_mask("orientation") | patch_set.target_mask("scale"))
-        if chosen.any():
-            results.append(
-                {
-                    name: _measure_set(method, patch_set, chosen, protocol.top_k)
-                    for name, method in methods.items()
-                }
-            )
-    return results
+        if not chosen.any():
+            continue
+        for name, method in methods.items():
+            errors = _measure_set(method, patch_set, chosen, protocol.top_k)
+            samples.append(Sample(file.name, f"keypoint {number}", name, errors))
+    return samples
 
 
 def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:

@@ -25,12 +25,6 @@ _FRACTIONS = ("mma_", "maa_")
 
 def describe_environment() -> dict[str, Any]:
     """Name the machine, the versions and the commit a result was measured with."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -38,9 +32,19 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": cv2.getNumThreads(),
         "commit": _commit(),
-        "opencv": cv2.__version__,
-        **versions,
+        **package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of this package, OpenCV and what else a result may depend on."""
+    versions = {"opencv": cv2.__version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def _cpu_name() -> str:

@@ -45,6 +45,31 @@ class ImageSequence:
 
 
 @dataclass(frozen=True, eq=False)
+class PlanarPair:
+    """Image 1 of a sequence and one of its targets.
+
+    Attributes:
+        sequence: Name.
+        first: File of image 1.
+        target: The other image.
+    """
+
+    sequence: str
+    first: Path
+    target: Target
+
+    @property
+    def name(self) -> str:
+        """Of the sequence: one bad image tells on all of it."""
+        return self.sequence
+
+    @property
+    def pair(self) -> str:
+        """Name of the pair within the sequence."""
+        return f"{self.first.stem}-{self.target.path.stem}"
+
+
+@dataclass(frozen=True, eq=False)
 class View:
     """An image and where its photograph lies in it.
 
@@ -139,6 +164,16 @@ def thin_out(sequences: list[ImageSequence]) -> list[ImageSequence]:
         for sequence in sequences
     ]
     return [sequence for sequence in thinned if sequence.targets]
+
+
+def list_pairs(sequences: list[ImageSequence], quick: bool) -> list[PlanarPair]:
+    """Return the pairs of all sequences, or only every third."""
+    chosen = thin_out(sequences) if quick else sequences
+    return [
+        PlanarPair(sequence.name, sequence.first, target)
+        for sequence in chosen
+        for target in sequence.targets
+    ]
 
 
 def read_homography(path: Path) -> NDArray[np.float64]:
