@@ -31,9 +31,10 @@ from cv_patchpose.evaluation.geometry import (
 )
 from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import homography_accuracy, mean_average_accuracy
+from cv_patchpose.evaluation.results import TwoViewResult
 from cv_patchpose.evaluation.scenes import CalibratedImage, ViewPair, find_pairs
 from cv_patchpose.evaluation.sequences import turn_image
-from cv_patchpose.evaluation.two_view import TwoViewProtocol, TwoViewResult, score_pair, summarize
+from cv_patchpose.evaluation.two_view import TwoViewProtocol, score_pair, summarize
 from cv_patchpose.homography import project
 from cv_patchpose.keypoints import KeypointArrays
 

@@ -30,18 +30,20 @@ class CachedMeasure(Generic[Unit, R]):
         measure: Gives a unit's samples under a protocol.
         result_class: Of the samples.
         protocol: With the methods asked for.
-        folder: Where the files are, an existing folder.
+        folder: Where the files are, an existing folder; None to measure everything.
         methods: Digest of each of the methods, under this protocol.
     """
 
     measure: Callable[[Unit, Any], list[Sample[R]]]
     result_class: type[R]
     protocol: Any
-    folder: Path
+    folder: Path | None
     methods: dict[str, str]
 
     def __call__(self, unit: Unit) -> list[Sample[R]]:
         """Return the samples of a unit with every method."""
+        if self.folder is None:
+            return self.measure(unit, self.protocol)
         about = fingerprint(unit)
         files = {
             method: self.folder / f"{fingerprint([about, digest])}.json"
@@ -75,11 +77,11 @@ class CachedMeasure(Generic[Unit, R]):
             return None
 
 
-def with_cache(
+def cache_results(
     measure: Callable[[Unit, Any], list[Sample[R]]],
     result_class: type[R],
     protocol: Any,
-    folder: Path,
+    folder: Path | None,
 ) -> CachedMeasure[Unit, R]:
     """Make a measurement keep its results.
 
@@ -87,16 +89,18 @@ def with_cache(
         measure: Gives a unit's samples under a protocol; a module's function.
         result_class: Of the samples.
         protocol: With the methods asked for.
-        folder: Where results are kept; made if it is missing.
+        folder: Where results are kept, made if it is missing; None to keep none.
 
     Raises:
         OSError: The folder cannot be made, or a model cannot be read.
     """
+    if folder is None:
+        return CachedMeasure(measure, result_class, protocol, None, {})
     folder.mkdir(parents=True, exist_ok=True)
     methods = {method: fingerprint_method(method, protocol) for method in protocol.methods}
     return CachedMeasure(measure, result_class, protocol, folder, methods)
 
 
 def _encode(samples: list[Sample[R]]) -> bytes:
-    entries = [dataclasses.asdict(sample) for sample in samples]  # type: ignore[call-overload]
+    entries = [dataclasses.asdict(sample) for sample in samples]
     return json.dumps(entries, default=np.ndarray.tolist).encode()

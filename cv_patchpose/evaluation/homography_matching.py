@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +20,11 @@ from cv_patchpose.evaluation.metrics import (
     homography_accuracy,
     matching_accuracy,
     median_seconds,
-    name_seconds,
 )
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
+from cv_patchpose.evaluation.results import PairResult
 from cv_patchpose.evaluation.runner import Outcome, measure_units, require_positive
-from cv_patchpose.evaluation.samples import Figures, Sample, ShownPair
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.sequences import (
     PlanarPair,
     View,
@@ -64,59 +61,6 @@ class MatchingProtocol(PipelineOptions):
             raise ValueError(f"min_zoom_change: expected above 1, got {self.min_zoom_change}")
 
 
-@dataclass(frozen=True)
-class PairResult:
-    """What one method got on one pair.
-
-    Attributes:
-        method: Name.
-        keypoints: Mean number of described keypoints of the two images.
-        matches: Number of matches.
-        correct: Number of distinct correct matches.
-        accuracy: Share of matches within 1, 2, ... 10 px.
-        refused: Whether the descriptor raised an error over the fields it found, in either image;
-            there are no matches then.
-        corner_error: Of the homography that fits the matches, pixels; inf where none does.
-        seconds: Time of each stage.
-    """
-
-    method: str
-    keypoints: float
-    matches: int
-    correct: int
-    accuracy: list[float]
-    refused: bool = False
-    corner_error: float = math.inf
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    MERIT: ClassVar[str] = "distinct correct matches"
-
-    @property
-    def merit(self) -> float:
-        """Higher is better."""
-        return float(self.correct)
-
-    def figures(self) -> Figures:
-        """Return the numbers by name."""
-        return {
-            **dict(zip(MMA_NAMES, self.accuracy, strict=True)),
-            "matches": self.matches,
-            "correct_matches": self.correct,
-            "keypoints": self.keypoints,
-            "refused": self.refused,
-            "corner_error_px": self.corner_error,
-            **name_seconds(self.seconds),
-        }
-
-    def errors(self) -> dict[str, NDArray[np.float64]]:
-        """Return the error of the homography."""
-        return {"mean error of the corners, px": np.array([self.corner_error])}
-
-    @classmethod
-    def restore(cls, content: Figures) -> Self:
-        """Make a result of its fields."""
-        return cls(**content)
-
-
 def run_benchmark(
     root: Path, protocol: MatchingProtocol, jobs: int = 1, cache: Path | None = None
 ) -> Outcome:
@@ -140,7 +84,7 @@ def run_benchmark(
     )
     if not samples:
         raise ValueError(f"root: expected pairs that meet the protocol, got none under {root}")
-    rows = [summarize([sample.result for sample in samples], name) for name in protocol.methods]
+    rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
     return Outcome(rows, failures | failed, samples, units)
 
@@ -168,7 +112,7 @@ def measure_pair(pair: PlanarPair, protocol: MatchingProtocol) -> list[Sample[Pa
 
 
 def show_pair(pair: PlanarPair, protocol: MatchingProtocol) -> ShownPair:
-    """Match a pair with each method, to look at it; correct matches count as inliers."""
+    """Match a pair with each method, to look at the correct ones."""
     view1, view2, homography = _read_pair(pair, protocol)
     features = [load_pipeline(protocol).compute(view) for view in (view1, view2)]
     matches = {}
@@ -179,7 +123,7 @@ def show_pair(pair: PlanarPair, protocol: MatchingProtocol) -> ShownPair:
         correct = np.linalg.norm(project(homography, xy1) - xy2, axis=1) <= CORRECT_PX
         counts = (len(features1.keypoints), len(features2.keypoints))
         matches[name] = Matches(counts, xy1.astype(np.float32), xy2.astype(np.float32), correct)
-    return ShownPair(view1.image, view2.image, matches)
+    return ShownPair(view1.image, view2.image, matches, "correct")
 
 
 def _read_pair(

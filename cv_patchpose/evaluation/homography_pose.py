@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.detection import detect, harris_corners
-from cv_patchpose.evaluation.interface import Method, MethodSettings
+from cv_patchpose.evaluation.interface import Image, Method, MethodSettings
 from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import (
+    RIGHT_DEG,
     PoseErrors,
     pose_errors,
     summarize_pose_errors,
@@ -24,7 +25,7 @@ from cv_patchpose.evaluation.runner import (
     require_choice,
     require_positive,
 )
-from cv_patchpose.evaluation.samples import Sample, results_of
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.sequences import (
     PlanarPair,
     View,
@@ -35,6 +36,7 @@ from cv_patchpose.evaluation.sequences import (
 from cv_patchpose.files import read_image
 from cv_patchpose.homography import global_change, local_jacobian, nearest_similarity, project
 from cv_patchpose.keypoints import KeypointArrays
+from cv_patchpose.matching import Matches
 
 POINT_SOURCES = ("fixed", "repeated")
 GROUND_TRUTHS = ("local", "global")
@@ -79,6 +81,11 @@ class PoseProtocol:
         require_choice("ground_truth", self.ground_truth, GROUND_TRUTHS)
         require_one_pose(self.methods)
 
+    @property
+    def most_points(self) -> int:
+        """Strongest SIFT points of "repeated"."""
+        return min(500, self.max_keypoints) if self.quick else self.max_keypoints
+
 
 def run_benchmark(
     root: Path, protocol: PoseProtocol, jobs: int = 1, cache: Path | None = None
@@ -94,8 +101,6 @@ def run_benchmark(
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
     """
-    if protocol.quick:
-        protocol = replace(protocol, max_keypoints=min(500, protocol.max_keypoints))
     _methods(protocol)
     sequences, failures = find_sequences(root)
     pairs = list_pairs(sequences, protocol.quick)
@@ -106,7 +111,8 @@ def run_benchmark(
         {"method": name, **summarize_pose_errors(results_of(samples, name))}
         for name in protocol.methods
     ]
-    return Outcome(rows, failures | failed, samples)
+    units = {(pair.sequence, pair.pair): pair for pair in pairs}
+    return Outcome(rows, failures | failed, samples, units)
 
 
 def measure_pair(pair: PlanarPair, protocol: PoseProtocol) -> list[Sample[PoseErrors]]:
@@ -119,21 +125,44 @@ def measure_pair(pair: PlanarPair, protocol: PoseProtocol) -> list[Sample[PoseEr
     Returns:
         One sample per method.
     """
+    found = _measure(pair, protocol)
+    return [Sample(pair.sequence, pair.pair, name, each) for name, each in found.errors.items()]
+
+
+def show_pair(pair: PlanarPair, protocol: PoseProtocol) -> ShownPair:
+    """Measure a pair with each method, to look at the points where the turn is right."""
+    found = _measure(pair, protocol)
+    (image1, image2), (points1, points2) = found.images, found.points
+    counts = (len(points1), len(points2))
+    matches = {
+        name: Matches(counts, points1.xy_px, points2.xy_px, errors.angle_deg <= RIGHT_DEG)
+        for name, errors in found.errors.items()
+    }
+    return ShownPair(image1, image2, matches, f"turned right within {RIGHT_DEG} degrees")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    images: tuple[Image, Image]
+    points: tuple[KeypointArrays, KeypointArrays]
+    errors: dict[str, PoseErrors]
+
+
+def _measure(pair: PlanarPair, protocol: PoseProtocol) -> _Measured:
     view1 = turn_image(read_image(pair.first))
     view2 = turn_image(read_image(pair.target.path), protocol.rotate, protocol.zoom)
     homography = view2.from_photo @ pair.target.homography
     if protocol.points == "fixed":
-        points1, points2 = fixed_points(view1, view2, homography, protocol.window_px)
+        points = fixed_points(view1, view2, homography, protocol.window_px)
     else:
-        points1, points2 = repeated_points(view1, view2, homography, protocol.max_keypoints)
-    change = _true_change(homography, points1, protocol.ground_truth)
-    samples = []
+        points = repeated_points(view1, view2, homography, protocol.most_points)
+    change = _true_change(homography, points[0], protocol.ground_truth)
+    images = (view1.image, view2.image)
+    errors = {}
     for name, method in _methods(protocol).items():
-        estimates1 = method.estimate(view1.image, points1)
-        estimates2 = method.estimate(view2.image, points2)
-        errors = pose_errors(estimates1, estimates2, *change)
-        samples.append(Sample(pair.sequence, pair.pair, name, errors))
-    return samples
+        estimates1, estimates2 = map(method.estimate, images, points)
+        errors[name] = pose_errors(estimates1, estimates2, *change)
+    return _Measured(images, points, errors)
 
 
 def fixed_points(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ CORRECT_PX = 3.0
 ORIENTATION_LIMITS_DEG = (5, 10, 20)
 # Whole bins differ by a limit or not at all, whatever the last digit of their centres is.
 _ROUNDING = 1e-9
+RIGHT_DEG = 10  # by which pairs are ranked
 SCALE_LIMITS_OCTAVES = {"1_6": 1 / 6, "1_3": 1 / 3}
 CORNER_LIMITS_PX = (1, 3, 5)
 MAA_LIMITS_DEG = (5, 10)
@@ -120,6 +121,18 @@ class PoseErrors:
 
     scale_octaves: NDArray[np.float64]
     angle_deg: NDArray[np.float64]
+
+    MERIT: ClassVar[str] = f"points whose orientation is right within {RIGHT_DEG} degrees"
+
+    @property
+    def merit(self) -> float:
+        """Higher is better."""
+        return float(np.sum(self.angle_deg <= RIGHT_DEG))
+
+    @property
+    def summary(self) -> str:
+        """In words."""
+        return f"right at {self.merit:.0f} of {len(self.angle_deg)} points"
 
     def figures(self) -> Figures:
         """Return the shares of the points within the limits."""

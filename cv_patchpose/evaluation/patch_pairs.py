@@ -8,24 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.evaluation.interface import Method, MethodSettings
-from cv_patchpose.evaluation.learned import Learned
 from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import (
     PoseErrors,
     angle_difference_deg,
     summarize_pose_errors,
 )
+from cv_patchpose.evaluation.patch_readings import read_patches
 from cv_patchpose.evaluation.runner import Outcome, load_methods, measure_units, require_positive
 from cv_patchpose.evaluation.samples import Figures, Sample, results_of
-from cv_patchpose.histograms import PatchPoses, PoseHistograms, find_modes
-from cv_patchpose.keypoints import arrays_from_keypoints
-from cv_patchpose.patchpose.patch_sets import Chosen, Patches, PatchSet
+from cv_patchpose.patchpose.patch_sets import Chosen, PatchSet
 from cv_patchpose.patchpose.plan import Shard
 from cv_patchpose.patchpose.sources import PatchPoseDataset
 
@@ -60,23 +56,6 @@ class PatchPairsProtocol:
     def __post_init__(self) -> None:
         require_positive(top_k=self.top_k)
         require_one_pose(self.methods)
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What a method says of N patches: candidates, best first, NaN where there are fewer than K.
-
-    Attributes:
-        octaves: (N, K), log2 of the scale.
-        angle_deg: (N, K), degrees clockwise on screen.
-        argmax_octaves: (N,), centre of the fullest scale bin; NaN without a histogram.
-        argmax_deg: (N,), centre of the fullest orientation bin; NaN without a histogram.
-    """
-
-    octaves: NDArray[np.float64]
-    angle_deg: NDArray[np.float64]
-    argmax_octaves: NDArray[np.float64]
-    argmax_deg: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -181,33 +160,6 @@ def measure(
     return samples
 
 
-def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:
-    """Ask a method for the poses of patches.
-
-    Each patch is an image to it, with one keypoint at its centre and a window of its side; a pixel
-    beyond is that of the border.
-
-    Args:
-        method: Its window must be the patches' side.
-        patches: (N, P, P, 3) uint8, RGB.
-        top_k: K, candidates asked for; methods without a histogram give one.
-    """
-    middle = (patches.shape[1] - 1) / 2
-    center = (cv2.KeyPoint(middle, middle, patches.shape[1]),)
-    images = patches[..., ::-1]
-    if isinstance(method, Learned):
-        return _read_histograms(method.assigner, images, center, top_k)
-    keypoint = arrays_from_keypoints(center)
-    estimates = [method.estimate(np.ascontiguousarray(image), keypoint) for image in images]
-    nothing = np.full(len(patches), np.nan)
-    return Readings(
-        octaves=np.log2([estimate.size_px for estimate in estimates]),
-        angle_deg=np.array([estimate.angle_deg for estimate in estimates]),
-        argmax_octaves=nothing,
-        argmax_deg=nothing,
-    )
-
-
 def summarize_pair_errors(results: Sequence[PairErrors]) -> dict[str, float | int | None]:
     """Percentage of pairs within each threshold, all results together.
 
@@ -268,36 +220,6 @@ def _smallest(errors: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     first = errors[:, :count, :count].reshape(len(errors), -1)
     smallest = np.where(np.isnan(first), np.inf, first).min(1)
     return np.where(np.isinf(smallest), np.nan, smallest)
-
-
-def _read_histograms(
-    assigner: PatchPoseAssigner, images: Patches, center: tuple[cv2.KeyPoint], top_k: int
-) -> Readings:
-    bins = assigner.estimator.metadata.bins
-    parts = [assigner.histograms(image, center) for image in images]
-    histograms = PoseHistograms(
-        scale=np.concatenate([part.scale for part in parts]),
-        orientation=np.concatenate([part.orientation for part in parts]),
-    )
-    scales = find_modes(histograms, bins, top_k=top_k, max_angles=1)
-    angles = find_modes(histograms, bins, top_k=top_k, max_scales=1)
-    shape = (len(parts), top_k)
-    return Readings(
-        octaves=np.log2(_by_rank(scales, scales.scale, shape)),
-        angle_deg=_by_rank(angles, angles.angle_deg, shape),
-        argmax_octaves=bins.scale_centers_octaves[histograms.scale.argmax(1)],
-        argmax_deg=bins.orientation_centers_deg[histograms.orientation.argmax(1)],
-    )
-
-
-def _by_rank(
-    poses: PatchPoses, values: NDArray[np.float64], shape: tuple[int, int]
-) -> NDArray[np.float64]:
-    """(N, K) values of the poses of N patches, in their order; NaN where there are fewer."""
-    first = np.searchsorted(poses.keypoint_index, poses.keypoint_index)
-    table = np.full(shape, np.nan)
-    table[poses.keypoint_index, np.arange(len(poses)) - first] = values
-    return table
 
 
 def _methods(protocol: PatchPairsProtocol, patch_size: int) -> dict[str, Method]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,11 +16,10 @@ import cv2
 from tqdm import tqdm
 
 from cv_patchpose.errors import ModelError
-from cv_patchpose.evaluation.cache import with_cache
+from cv_patchpose.evaluation.cache import cache_results
 from cv_patchpose.evaluation.interface import Method, MethodSettings
 from cv_patchpose.evaluation.methods import identify_method, load_method
 from cv_patchpose.evaluation.samples import R, Sample
-
 
 _METHODS_KEPT = 32
 Version = tuple[tuple[int, int], ...]
@@ -58,6 +57,11 @@ class Outcome:
     failures: dict[str, str]
     samples: list[Sample[Any]] = field(default_factory=list)
     units: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+
+    @property
+    def reused(self) -> tuple[int, int]:
+        """How many samples are from earlier runs, and how many there are."""
+        return sum(sample.reused for sample in self.samples), len(self.samples)
 
 
 def load_methods(specs: tuple[str, ...], settings: MethodSettings) -> dict[str, Method]:
@@ -127,9 +131,8 @@ def measure_units(
         ValueError: ``jobs`` is below 1, or every unit failed.
         OSError: The cache cannot be made.
     """
-    if cache is None:
-        return run_units(partial(measure, protocol=protocol), units, jobs, group)
-    return run_units(with_cache(measure, result_class, protocol, cache), units, jobs, group)
+    cached = cache_results(measure, result_class, protocol, cache)
+    return run_units(cached, units, jobs, group)
 
 
 def run_units(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -44,6 +45,10 @@ class RankedResult(Result, Protocol):
     def merit(self) -> float:
         """Higher is better."""
 
+    @property
+    def summary(self) -> str:
+        """What to say of it under a picture, behind the method's name."""
+
 
 R = TypeVar("R", bound=Result)
 
@@ -56,11 +61,13 @@ class ShownPair:
         image1: (h, w, 3) uint8, BGR.
         image2: Likewise.
         matches: Of each method.
+        counted: What those that are drawn are called.
     """
 
     image1: NDArray[np.uint8]
     image2: NDArray[np.uint8]
     matches: dict[str, Matches]
+    counted: str = "inliers"
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,6 @@ class Sample(Generic[R]):
     reused: bool = False
 
 
-def results_of(samples: list[Sample[R]], method: str) -> list[R]:
+def results_of(samples: Sequence[Sample[R]], method: str) -> list[R]:
     """Return the results of a method."""
     return [sample.result for sample in samples if sample.method == method]

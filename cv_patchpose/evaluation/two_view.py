@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +25,11 @@ from cv_patchpose.evaluation.metrics import (
     MAA_LIMITS_DEG,
     mean_average_accuracy,
     median_seconds,
-    name_seconds,
 )
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
+from cv_patchpose.evaluation.results import TwoViewResult
 from cv_patchpose.evaluation.runner import Outcome, measure_units, require_positive
-from cv_patchpose.evaluation.samples import Figures, Sample, ShownPair
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.scenes import DIFFICULTIES, ViewPair, find_pairs
 from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.files import read_image
@@ -38,7 +37,6 @@ from cv_patchpose.matching import Matches
 
 _IMAGES_KEPT = 32  # whose features are kept: image 1 of one pair is image 2 of others
 _ESTIMATES = 3
-_LOST_DEG = 30.0  # a pose further off is of no use at all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,65 +70,6 @@ class TwoViewProtocol(PipelineOptions):
         return self.rotate + float(generator.uniform(0.0, 360.0))
 
 
-@dataclass(frozen=True)
-class TwoViewResult:
-    """What one method got on one pair.
-
-    Attributes:
-        method: Name.
-        difficulty: Of the pair.
-        errors_deg: Of the poses estimated from the matches in several orders, each as good a guess
-            as the other; inf where none was found.
-        matches: Number of pairs of places matched.
-        inliers: Mean number of those that agree with a pose.
-        keypoints: Mean number of described keypoints of the two images.
-        seconds: Time of each stage.
-        refused: Whether the descriptor raised an error over the fields it found.
-    """
-
-    method: str
-    difficulty: str
-    errors_deg: tuple[float, ...]
-    matches: int
-    inliers: float
-    keypoints: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    refused: bool = False
-    MERIT: ClassVar[str] = f"error of the pose in degrees, errors above {_LOST_DEG:g} being alike"
-
-    @property
-    def error_deg(self) -> float:
-        """Median error of the pose."""
-        return float(np.median(self.errors_deg))
-
-    @property
-    def merit(self) -> float:
-        """Higher is better."""
-        return -min(self.error_deg, _LOST_DEG)
-
-    def figures(self) -> Figures:
-        """Return the numbers by name."""
-        return {
-            "difficulty": self.difficulty,
-            "error_deg": self.error_deg,
-            **{f"maa_{x}": mean_average_accuracy(self.errors_deg, x) for x in MAA_LIMITS_DEG},
-            "inliers": self.inliers,
-            "matches": self.matches,
-            "keypoints": self.keypoints,
-            "refused": self.refused,
-            **name_seconds(self.seconds),
-        }
-
-    def errors(self) -> dict[str, NDArray[np.float64]]:
-        """Return the errors of the pose."""
-        return {"error of the relative pose, degrees": np.array(self.errors_deg)}
-
-    @classmethod
-    def restore(cls, content: Figures) -> Self:
-        """Make a result of its fields."""
-        return cls(**content | {"errors_deg": tuple(content["errors_deg"])})
-
-
 def run_benchmark(
     root: Path, protocol: TwoViewProtocol, jobs: int = 1, cache: Path | None = None
 ) -> Outcome:
@@ -156,7 +95,7 @@ def run_benchmark(
     samples, failed = measure_units(
         measure_pair, TwoViewResult, pairs, protocol, jobs=jobs, cache=cache, group=_scene_of
     )
-    rows = [summarize([sample.result for sample in samples], name) for name in protocol.methods]
+    rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
     return Outcome(rows, failures | failed, samples, units)
 
