@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--cache", type=Path, metavar="DIR",
             help="where results of pairs are kept, so that a run goes on where it was stopped and "
-            f"another method measures only itself (default {_CACHE} beside the output)")  # fmt: skip
+            f"a new method measures only itself (default {_CACHE} beside the output)")  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="measure everything, keep nothing")
     options = parser.add_argument_group("protocol").add_argument
     absent = argparse.SUPPRESS
@@ -117,8 +117,6 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     module, protocol_class = _find_benchmark(args)
     protocol = _build_protocol(args, protocol_class)
-    if args.report:
-        prepare_report(args.report)
     outcome = module.run_benchmark(args.root, protocol, args.jobs, _cache_folder(args))
     content = {
         "benchmark": args.benchmark,
@@ -145,12 +143,12 @@ def run(args: argparse.Namespace) -> int:
 def _check_outputs(args: argparse.Namespace) -> None:
     if args.output is None and args.report is None:
         raise ValueError("output: expected -o FILE.json, --report DIR or both, got neither")
-    if args.output:
-        check_output(args.output, (".json",))
-    if args.report and args.report.exists() and not args.report.is_dir():
-        raise ValueError(f"report: expected a folder, got {args.report}")
     if args.cache and args.no_cache:
         raise ValueError("cache: expected --cache DIR or --no-cache, got both")
+    if args.report:
+        prepare_report(args.report)
+    if args.output:
+        check_output(args.output, (".json",))
 
 
 def _cache_folder(args: argparse.Namespace) -> Path | None:

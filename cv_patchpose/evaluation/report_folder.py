@@ -20,10 +20,13 @@ def prepare_report(folder: Path) -> None:
     """Make the folder and check what a report needs, before the work and not after it.
 
     Raises:
+        ValueError: It is a file.
         OSError: The folder cannot be made.
         ImportError: matplotlib is missing.
     """
     require_matplotlib()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"report: expected a folder, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
 
 
