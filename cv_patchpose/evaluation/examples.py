@@ -130,4 +130,4 @@ def _draw(
     )
     _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     said = (f"{names[m]} {result.summary}" for m, result in zip(methods, results, strict=True))
-    return Example(f"{pair[0]}, {pair[1]}: {', '.join(said)}", jpeg.tobytes())
+    return Example(f"{pair[0]}, pair {pair[1]}: {'; '.join(said)}.", jpeg.tobytes())

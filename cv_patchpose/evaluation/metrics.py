@@ -132,7 +132,7 @@ class PoseErrors:
     @property
     def summary(self) -> str:
         """In words."""
-        return f"right at {self.merit:.0f} of {len(self.angle_deg)} points"
+        return f"is right at {self.merit:.0f} of {len(self.angle_deg)} points"
 
     def figures(self) -> Figures:
         """Return the shares of the points within the limits."""

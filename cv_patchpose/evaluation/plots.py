@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 _SIZE_INCHES = (6.4, 4.2)
 _DPI = 110
-_BINS = 30
+_BINS = (5, 36)  # fewest and most
 _SHOWN_SHARE = 0.9  # of the errors; the rest is in the last bin
 _LEAST_MS = 0.01  # what fixed angles cost, on an axis that has no 0
 _MARKERS = "osD^vP*X<>"
@@ -144,7 +144,9 @@ def _draw_errors(samples: Sequence[Sample[Any]], names: Mapping[str, str]) -> li
 def _draw_histogram(
     kind: str, errors: Mapping[str, NDArray[np.float64]], names: Mapping[str, str]
 ) -> Plot:
-    edges = np.linspace(0, _shown_limit(np.concatenate([*errors.values()])), _BINS + 1)
+    # Few errors in many bins look like noise.
+    bins = np.clip(round(np.sqrt(max(map(len, errors.values())))), *_BINS)
+    edges = np.linspace(0, _shown_limit(np.concatenate([*errors.values()])), bins + 1)
 
     def draw(axes: Axes) -> None:
         for number, (method, values) in enumerate(errors.items()):
@@ -155,7 +157,7 @@ def _draw_histogram(
         axes.set(xlabel=kind, ylabel="share", ylim=(0, None))
 
     what, _, _ = kind.partition(",")
-    note = f"Share of {kind}; the last bin holds all that are larger."
+    note = "Share of the errors in each bin; the last one holds all that are larger."
     return Plot(f"Histogram: {what}", note, _render(draw))
 
 

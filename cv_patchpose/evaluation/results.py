@@ -50,7 +50,7 @@ class PairResult:
     @property
     def summary(self) -> str:
         """In words."""
-        return f"{self.correct} correct of {self.matches} matches"
+        return f"has {self.correct} distinct correct matches"
 
     @property
     def merit(self) -> float:
@@ -109,7 +109,7 @@ class TwoViewResult:
     def summary(self) -> str:
         """In words."""
         found = math.isfinite(self.error_deg)
-        return f"off by {self.error_deg:.1f} degrees" if found else "without a pose"
+        return f"is {self.error_deg:.1f} degrees off" if found else "finds no pose"
 
     @property
     def error_deg(self) -> float:
