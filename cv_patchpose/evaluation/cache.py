@@ -24,7 +24,8 @@ class CachedMeasure(Generic[Unit, R]):
 
     There is one file for each unit and method. Its name is the digest of everything the results
     depend on: what was changed has another name and is measured. A file that cannot be read is
-    as good as none. Failures are not kept.
+    as good as none. Failures are not kept. A unit is a dataclass that holds the names of its
+    samples and the paths of its files.
 
     Attributes:
         measure: Gives a unit's samples under a protocol.

@@ -50,11 +50,13 @@ class PlanarPair:
 
     Attributes:
         sequence: Name.
+        pair: Name of the pair within the sequence.
         first: File of image 1.
         target: The other image.
     """
 
     sequence: str
+    pair: str
     first: Path
     target: Target
 
@@ -62,11 +64,6 @@ class PlanarPair:
     def name(self) -> str:
         """Of the sequence: one bad image tells on all of it."""
         return self.sequence
-
-    @property
-    def pair(self) -> str:
-        """Name of the pair within the sequence."""
-        return f"{self.first.stem}-{self.target.path.stem}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +167,9 @@ def list_pairs(sequences: list[ImageSequence], quick: bool) -> list[PlanarPair]:
     """Return the pairs of all sequences, or only every third."""
     chosen = thin_out(sequences) if quick else sequences
     return [
-        PlanarPair(sequence.name, sequence.first, target)
+        PlanarPair(
+            sequence.name, f"{sequence.first.stem}-{target.path.stem}", sequence.first, target
+        )
         for sequence in chosen
         for target in sequence.targets
     ]
