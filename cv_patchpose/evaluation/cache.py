@@ -61,21 +61,18 @@ class CachedMeasure(Generic[Unit, R]):
         return [sample for samples in found.values() for sample in samples or ()]
 
     def _load(self, path: Path, method: str) -> list[Sample[R]] | None:
-        """Read samples; the method may have been called otherwise then."""
         try:
             entries = json.loads(path.read_bytes())
-            return [
-                Sample(
-                    str(entry["sequence"]),
-                    str(entry["pair"]),
-                    method,
-                    self.result_class.restore(entry["result"]),
-                    reused=True,
-                )
-                for entry in entries
-            ]
+            return [self._decode(entry, method) for entry in entries]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+    def _decode(self, entry: dict[str, Any], method: str) -> Sample[R]:
+        fields = entry["result"]
+        if "method" in fields:  # its file may have been called otherwise
+            fields["method"] = method
+        result = self.result_class.restore(fields)
+        return Sample(str(entry["sequence"]), str(entry["pair"]), method, result, reused=True)
 
 
 def cache_results(
