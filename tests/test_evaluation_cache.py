@@ -116,20 +116,23 @@ def test_changed_images_and_truths_measure_their_pairs_again(root, tmp_path, sco
 
 
 def test_a_model_is_known_by_what_its_file_holds(root, tmp_path, scored):
+    def run(method):
+        outcome, measured = scored(root, tmp_path / "cache", methods=(str(method),), rotate=40.0)
+        return outcome, len(measured)
+
     model, copy = tmp_path / "model.onnx", tmp_path / "copy.onnx"
     write_toy_model(model)
     copy.write_bytes(model.read_bytes())
-    first, _ = scored(root, tmp_path / "cache", methods=(str(model),))
-    renamed, measured = scored(root, tmp_path / "cache", methods=(str(copy),))
-    assert measured == []
+    first, _ = run(model)
+    renamed, measured = run(copy)
+    assert measured == 0
     assert renamed.rows == [{**first.rows[0], "method": str(copy)}]
     assert {sample.result.method for sample in renamed.samples} == {str(copy)}
-    angle_only = f"{model}@angle"
-    assert scored(root, tmp_path / "cache", methods=(angle_only,))[1] == [angle_only] * 4
-    write_toy_model(model, magnification=7.0)
-    changed, measured = scored(root, tmp_path / "cache", methods=(str(model),))
-    assert len(measured) == 4
-    assert without_times(changed.rows) != without_times(first.rows)
+    assert run(f"{model}@angle")[1] == 4
+    write_toy_model(model, contrast=0.0)  # which has no angle to give
+    changed, measured = run(model)
+    assert measured == 4
+    assert changed.rows[0]["correct_matches"] < first.rows[0]["correct_matches"]
 
 
 @pytest.mark.parametrize(

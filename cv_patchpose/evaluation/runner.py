@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -192,12 +193,18 @@ def _run_here(
     return ((index, _attempt(measure, unit)) for index, unit in enumerate(units))
 
 
+def _prepare_worker(threads: int) -> None:
+    cv2.setNumThreads(threads)
+    # Ctrl-C reaches every process: as an exception it would end one unit, and the next would start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _run_in_pool(
     measure: Callable[[Unit], list[Measured]], units: Sequence[Unit], jobs: int
 ) -> Iterator[tuple[int, list[Measured] | Exception]]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, cv2.setNumThreads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _prepare_worker, (threads,)) as pool:
         pending = {pool.submit(_attempt, measure, unit): i for i, unit in enumerate(units)}
         try:
             for future in as_completed(pending):
