@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.estimator import BUNDLED_MODELS
+from cv_patchpose.estimator import BUNDLED_MODELS, model_path
 from cv_patchpose.evaluation.controls import (
     AffineShape,
     AngleEstimator,
@@ -34,6 +34,7 @@ CONTROLS = (
     "affnet",
     "orinet+affnet",
 )
+_PEERS = ("orinet", "affnet", "orinet+affnet")
 # Windows of OriNet and AffNet in characteristic sizes: what kornia's frames of 6 sizes span.
 PEER_MAGNIFICATION = 12.0
 _ROUTES: dict[str | None, Route] = {"@naive": "naive", "@describe": "patches"}
@@ -91,6 +92,32 @@ def _load_file(path: Path, settings: MethodSettings) -> Method:
         raise ValueError(f"methods: expected a function load_method(settings) in {path}, got none")
     method: Method = load(settings)
     return method
+
+
+def is_learned(spec: str) -> bool:
+    """Whether a name is that of a network of this package."""
+    return not spec.endswith(".py") and spec.removesuffix("@describe") not in CONTROLS
+
+
+def identify_method(spec: str, weights: Sequence[Path]) -> tuple[str, tuple[Path, ...]]:
+    """Name a method apart from what its files are called.
+
+    Args:
+        spec: See :func:`load_method`.
+        weights: Files of published networks.
+
+    Returns:
+        The name, or what is left of it without a file's, and the files whose content decides what
+        the method does.
+    """
+    if spec.endswith(".py"):
+        return "", (Path(spec), *weights)
+    if not is_learned(spec):
+        return spec, tuple(weights) if spec.removesuffix("@describe") in _PEERS else ()
+    match = _LEARNED_SPEC.fullmatch(spec)
+    model = match["model"] if match else spec
+    bundled = model in BUNDLED_MODELS
+    return spec.removeprefix(model), (model_path(model) if bundled else Path(model),)
 
 
 def require_one_pose(specs: Sequence[str]) -> None:
