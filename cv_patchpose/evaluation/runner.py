@@ -210,4 +210,4 @@ def _run_in_pool(
             for future in as_completed(pending):
                 yield pending[future], future.result()
         finally:  # Ctrl-C must not wait for all that is left
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
