@@ -29,7 +29,7 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--streams": ("streams", int, "threads that make views"),
     "--loss": ("loss", str, "overlap or alignment"),
     "--init": ("init", str, "checkpoint to begin with"),
-    "--teacher": ("teacher", str, "checkpoint of a polar network to imitate too"),
+    "--teacher": ("teacher", str, "model to imitate too, by name or ONNX file"),
 }
 
 

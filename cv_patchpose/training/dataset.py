@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from cv_patchpose.grids import PolarGrid, SquareGrid
 from cv_patchpose.homography import local_jacobian, project
-from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
+from cv_patchpose.patches import build_pyramid, sample_patches
+from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
 from cv_patchpose.training.synthesis import random_view
@@ -27,14 +28,16 @@ class Batch:
         log2_window: (B, V) log2 of the support window, pixels of the view.
         scale_sigma: (B, V) octaves, standard deviation of what is known of the scale beforehand;
             inf: nothing.
-        teacher_patches: (B, V, C', H', W') float32, as a teacher takes them; None without one.
+        taught_scale: (B, V, S) float32, a teacher's histograms; None without one.
+        taught_orientation: (B, V, R) float32, likewise.
     """
 
     patches: NDArray[np.float32]
     jacobian: NDArray[np.float64]
     log2_window: NDArray[np.float64]
     scale_sigma: NDArray[np.float64]
-    teacher_patches: NDArray[np.float32] | None = None
+    taught_scale: NDArray[np.float32] | None = None
+    taught_orientation: NDArray[np.float32] | None = None
 
 
 def sample_views(
@@ -42,7 +45,7 @@ def sample_views(
     grid: PolarGrid | SquareGrid,
     config: SynthesisConfig,
     rng: np.random.Generator,
-    teacher_grid: PolarGrid | SquareGrid | None = None,
+    teacher: Teacher | None = None,
 ) -> Batch | None:
     """Cut the patches of some keypoints out of several random views of one photograph.
 
@@ -51,7 +54,7 @@ def sample_views(
         grid: where to sample; square patches are in colour where the photograph is.
         config: ranges of everything drawn.
         rng: random generator.
-        teacher_grid: sample the same places on it as well.
+        teacher: tells its histograms of the same places.
 
     Returns:
         A batch of at most `config.keypoints_per_view` keypoints, or None when no candidate is
@@ -69,40 +72,38 @@ def sample_views(
     xy = photograph.xy_px[chosen]
     window = _reference_windows(photograph.size_px[chosen], config, rng)
     tracked, free = rng.random((2, len(xy))) < ((config.tracked,), (config.free,))
-    grids = [grid] if teacher_grid is None else [grid, teacher_grid]
-    patches: list[list[NDArray[np.float32]]] = []
-    jacobians, log2_windows = [], []
+    sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
+    patches, jacobians, log2_windows, taught = [], [], [], []
     for view in views:
         jacobian = local_jacobian(view.homography, xy)
         zoom = np.sqrt(np.linalg.det(jacobian))
         window_px = window * 2.0 ** _window_changes(zoom, tracked, free, config, rng)
         place = project(view.homography, xy)
-        sigma = config.jitter * window_px + config.jitter_px
-        place = place + rng.normal(size=place.shape) * sigma[:, None]
+        jitter_px = config.jitter * window_px + config.jitter_px
+        place = place + rng.normal(size=place.shape) * jitter_px[:, None]
         pyramid = build_pyramid(view.image, color=view.image.ndim == 3)
-        patches.append([_sample(pyramid, place, window_px, one) for one in grids])
+        patches.append(
+            sample_patches(
+                pyramid,
+                place,
+                window_px,
+                np.zeros(len(xy)),
+                grid,
+                standardize=isinstance(grid, PolarGrid),
+                num_threads=1,
+            )
+        )
+        if teacher:
+            taught.append(teacher.histograms(pyramid, place, window_px, sigma))
         jacobians.append(jacobian)
         log2_windows.append(np.log2(window_px))
-    sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
     return Batch(
-        patches=np.stack([view[0] for view in patches], 1),
+        patches=np.stack(patches, 1),
         jacobian=np.stack(jacobians, 1),
         log2_window=np.stack(log2_windows, 1),
         scale_sigma=np.repeat(sigma[:, None], config.views, 1),
-        teacher_patches=np.stack([view[-1] for view in patches], 1) if teacher_grid else None,
-    )
-
-
-def _sample(
-    pyramid: ImagePyramid,
-    xy_px: NDArray[np.float64],
-    window_px: NDArray[np.float64],
-    grid: PolarGrid | SquareGrid,
-) -> NDArray[np.float32]:
-    """Sample upright patches as the networks take them."""
-    upright, polar = np.zeros(len(xy_px)), isinstance(grid, PolarGrid)
-    return sample_patches(
-        pyramid, xy_px, window_px, upright, grid, standardize=polar, num_threads=1
+        taught_scale=np.stack([t.scale for t in taught], 1) if teacher else None,
+        taught_orientation=np.stack([t.orientation for t in taught], 1) if teacher else None,
     )
 
 
@@ -162,7 +163,7 @@ class PairStream:
         pool_size: keypoints held for mixing.
         seed: seed of this stream.
         reuse: how often a keypoint is drawn on average.
-        teacher_grid: where to sample for a teacher as well.
+        teacher: tells its histograms of the same places.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class PairStream:
         pool_size: int,
         seed: int | tuple[int, ...],
         reuse: int = 1,
-        teacher_grid: PolarGrid | SquareGrid | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.photographs = photographs
         self.grid = grid
@@ -183,7 +184,7 @@ class PairStream:
         self.batch_size = batch_size
         self.pool_size = pool_size
         self.reuse = reuse
-        self.teacher_grid = teacher_grid
+        self.teacher = teacher
         self.rng = np.random.default_rng(seed)
 
     def _groups(self) -> Iterator[Batch]:
@@ -192,9 +193,7 @@ class PairStream:
             found = False
             for index in self.rng.permutation(len(self.photographs)):
                 photograph = self.photographs[int(index)]
-                group = sample_views(
-                    photograph, self.grid, self.config, self.rng, self.teacher_grid
-                )
+                group = sample_views(photograph, self.grid, self.config, self.rng, self.teacher)
                 if group is not None:
                     found = True
                     yield group

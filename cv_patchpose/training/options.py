@@ -161,7 +161,9 @@ class TrainConfig:
         separable: the 3 x 3 convolutions are one per channel, followed by 1 x 1.
         aligned: the orientation is also read from rows aligned by the scale.
         init: checkpoint whose weights to begin with, None for random ones.
-        teacher: checkpoint of a polar network whose histograms are imitated too, None for none.
+        teacher: model whose histograms are imitated too, by name or ONNX file; None for none.
+        teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
+            size over the network's.
         teacher_weight: of imitation, beside the loss of pairs.
         synthesis: ranges of the synthesis.
 
@@ -208,6 +210,7 @@ class TrainConfig:
     aligned: bool = True
     init: str | None = None
     teacher: str | None = None
+    teacher_octaves: tuple[float, ...] = (0.0,)
     teacher_weight: float = 1.0
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
 
@@ -264,6 +267,7 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "seed threads": _whole(0),
     "streams reuse validation_keypoints stem_channels hidden stride": _whole(1),
     "channels": ("integers >= 1", lambda v: all(map(_whole(1)[1], v))),
+    "teacher_octaves": ("at least one number", lambda v: len(v) > 0),
     "separable aligned": ("True or False", lambda v: v in (True, False)),
     "bfloat16": ("None, True or False", lambda v: v in (None, True, False)),
 }

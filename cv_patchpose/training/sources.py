@@ -19,6 +19,7 @@ from cv_patchpose.patchpose.shards import is_dataset
 from cv_patchpose.patchpose.sources import PairSource, PatchPoseDataset, PatchPoseStream
 from cv_patchpose.training.calibration import measure_scale_offset, scale_offset
 from cv_patchpose.training.dataset import Batch, PairStream
+from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.networks import NetworkConfig
 from cv_patchpose.training.objective import pose_accuracy, run_network
 from cv_patchpose.training.options import TARGETS, TrainConfig
@@ -52,12 +53,7 @@ class TrainingSource(Protocol):
         """Measure the octaves to add to a network's scales, so that their median is 1."""
 
 
-def open_source(
-    images: Path | str,
-    config: TrainConfig,
-    shape: NetworkConfig,
-    teacher_shape: NetworkConfig | None = None,
-) -> TrainingSource:
+def open_source(images: Path | str, config: TrainConfig, shape: NetworkConfig) -> TrainingSource:
     """Choose the source that the options ask for.
 
     Args:
@@ -65,13 +61,12 @@ def open_source(
             of such.
         config: of the training.
         shape: of the network.
-        teacher_shape: of the teacher, if there is one.
 
     Raises:
         ValueError: too few photographs, or a dataset that does not serve.
     """
     if config.source == "views":
-        return ViewSource(images, config, shape, teacher_shape)
+        return ViewSource(images, config, shape)
     return PatchPoseSource(images, config, shape)
 
 
@@ -82,21 +77,16 @@ class ViewSource:
         images: folder of photographs.
         config: of the training.
         shape: of the network, whose grid is sampled.
-        teacher_shape: of the teacher, whose grid is sampled too.
 
     Raises:
         ValueError: too few photographs.
     """
 
-    def __init__(
-        self,
-        images: Path | str,
-        config: TrainConfig,
-        shape: NetworkConfig,
-        teacher_shape: NetworkConfig | None = None,
-    ) -> None:
+    def __init__(self, images: Path | str, config: TrainConfig, shape: NetworkConfig) -> None:
         self.config, self.shape = config, shape
-        self.teacher_grid = teacher_shape.grid if teacher_shape else None
+        self.teacher = None
+        if config.teacher:
+            self.teacher = Teacher(config.teacher, shape.bins, config.teacher_octaves)
         photographs = read_photographs(images, color=isinstance(shape.grid, SquareGrid))
         self.training, self.held = photographs.split(config.validation_share, config.seed)
         self.held_out = [str(path) for path in self.held.paths]
@@ -114,7 +104,7 @@ class ViewSource:
             pool_size=POOL_BATCHES * batch_size,
             seed=seed,
             reuse=config.reuse,
-            teacher_grid=self.teacher_grid,
+            teacher=self.teacher,
         )
 
     def validation(self) -> dict[str, list[Batch]]:

@@ -28,10 +28,9 @@ from cv_patchpose.training.checkpoint import (
 from cv_patchpose.training.curves import draw_curves
 from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.distributed import join_processes
-from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.log import Row, read_rows, write_rows
 from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
-from cv_patchpose.training.objective import PoseLoss, has_bfloat16, run_network
+from cv_patchpose.training.objective import PoseLoss, has_bfloat16, imitation_loss, run_network
 from cv_patchpose.training.optimization import learning_rate, make_optimizer
 from cv_patchpose.training.options import TrainConfig
 from cv_patchpose.training.prefetch import prefetch
@@ -88,9 +87,7 @@ class Trainer:
         device = self.group.device
         self.bfloat16 = has_bfloat16(device) if config.bfloat16 is None else config.bfloat16
         state = self._open_run(resume)
-        self.teacher = self._teacher()
-        taught = self.teacher.shape if self.teacher else None
-        self.source = open_source(images, config, self.shape, taught)
+        self.source = open_source(images, config, self.shape)
         self.origin = {"data": self.source.origin, "commit": current_commit()}
         torch.manual_seed(config.seed)
         self.network = build_network(self.shape).to(device)
@@ -123,12 +120,6 @@ class Trainer:
             if old != new:
                 raise ValueError(f"{name}: expected {old!r} as in {self.run_folder}, got {new!r}")
         return state
-
-    def _teacher(self) -> Teacher | None:
-        config = self.config
-        if config.teacher is None:
-            return None
-        return Teacher(config.teacher, self.shape, self.group.device, bfloat16=self.bfloat16)
 
     def _load(self, path: Path | str) -> dict[str, Any]:
         state = load_checkpoint(path)
@@ -223,8 +214,8 @@ class Trainer:
         logits = run_network(self.parallel, batch, self.shape.bins, bfloat16=self.bfloat16)
         scale_loss, orientation_loss = self.loss(logits, batch)
         loss = orientation_loss + self.config.scale_weight * scale_loss
-        if self.teacher:
-            loss = loss + self.config.teacher_weight * self.teacher.loss(logits, batch)
+        if self.config.teacher:
+            loss = loss + self.config.teacher_weight * imitation_loss(logits, batch)
         self.optimizer.zero_grad()
         loss.backward()
         if self.config.largest_gradient is not None:
