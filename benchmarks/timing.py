@@ -11,30 +11,34 @@ WARM_UP_CALLS = 2
 
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int
+    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up_calls: int = WARM_UP_CALLS
 ) -> dict[str, dict[str, float]]:
     """Time calls in turn, so that a machine that drifts is as slow for one as for the other.
 
     Returns:
         By name: median_ms, iqr_ms, and ratio_to_first, the median over the turns of the time over
-        that of the first call in the same turn.
+        that of the first call in the same turn; cpu_ms, the median of what all threads of the
+        process worked, which other processes on the machine disturb less.
     """
     for call in calls.values():
-        for _ in range(WARM_UP_CALLS):
+        for _ in range(warm_up_calls):
             call()
-    times = np.empty((repeats, len(calls)))
-    for turn in times:
+    times, work = np.empty((2, repeats, len(calls)))
+    for turn in range(repeats):
         for number, call in enumerate(calls.values()):
-            start = time.perf_counter()
+            start, start_work = time.perf_counter(), time.process_time()
             call()
-            turn[number] = 1e3 * (time.perf_counter() - start)
+            work[turn, number] = 1e3 * (time.process_time() - start_work)
+            times[turn, number] = 1e3 * (time.perf_counter() - start)
     low, median, high = np.percentile(times, (25, 50, 75), axis=0)
     ratio = np.median(times / times[:, :1], axis=0)
+    cpu = np.median(work, axis=0)
     return {
         name: {
-            "median_ms": round(median[i], 2),
-            "iqr_ms": round(high[i] - low[i], 2),
+            "median_ms": round(median[i], 3),
+            "iqr_ms": round(high[i] - low[i], 3),
             "ratio_to_first": round(ratio[i], 3),
+            "cpu_ms": round(cpu[i], 3),
         }
         for i, name in enumerate(calls)
     }

@@ -110,4 +110,6 @@ PYBIND11_MODULE(_core, module) {
   module.def("sample_square", &sample_square, py::arg("levels"), py::arg("xy_px"),
              py::arg("window_px"), py::arg("angle_deg"), py::kw_only(), py::arg("size"),
              py::arg("num_threads"), "Returns (N, channels, size, size) float32.");
+  module.def("simd_names", &patchpose::kernel_names,
+             "Returns what PATCHPOSE_SIMD may be here: instruction sets, the default first.");
 }

@@ -9,7 +9,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
-#include <type_traits>
+#include <vector>
 
 namespace patchpose {
 namespace {
@@ -20,146 +20,102 @@ constexpr double kVarianceFloor = (2.0 / 255.0) * (2.0 / 255.0);
 // A thread costs more than it saves below this many keypoints.
 constexpr std::int64_t kMinKeypointsPerThread = 32;
 
-template <class T>
-constexpr float value_scale() {
-  return std::is_same<T, float>::value ? 1.0f : 1.0f / float(std::numeric_limits<T>::max());
-}
-
-// Positions of one line of samples in level pixels: (x + step_x * u[j], y + step_y * v[j]).
-struct Line {
-  double x, y;            // level pixels
-  double step_x, step_y;  // level pixels per unit of u and v
-  const float* u;         // (count,)
-  const float* v;         // (count,)
-  double reach;           // no |u[j]| or |v[j]| is greater
-  int count;              // samples
-};
-
-// Buffers for one line, one set for each thread.
-template <class T>
-struct Scratch {
-  explicit Scratch(int count, int channels)
-      : offset(count),
-        weight_x(count),
-        weight_y(count),
-        upper(2 * channels * count),
-        lower(2 * channels * count) {}
-  std::vector<std::int32_t> offset;       // values from the origin to a sample's upper left pixel
-  std::vector<float> weight_x, weight_y;  // share of the right and of the lower pixels
-  std::vector<T> upper, lower;            // the two upper and the two lower pixels of a sample
-};
-
-// One axis of a line, as single precision distances from an integer pixel near the line's start:
-// coordinates far from zero would lose the fraction.
+// One axis of a lattice, as single precision distances from an integer pixel near its start.
 struct Axis {
-  Axis(double position, double step, double reach, std::int64_t size) {
-    const double first = std::floor(position - std::abs(step) * reach);
+  // `reach` in pixels: no sample lies farther from the position.
+  Axis(double position, double reach, std::int64_t size) {
+    const double first = position - reach;
     origin = first > 0.0 ? std::int64_t(std::min(first, double(size - 2))) : 0;
     start = float(position - double(origin));
     // Just below the last pixel, so that a sample's right neighbour exists.
-    last = std::nextafter(float(size - 1 - origin), 0.0f);
-    this->step = float(step);
+    last = below(float(size - 1 - origin));
+    reaches_end = !(position + reach + 1.0 < double(size - 2));
+  }
+  // The next smaller number, for positive ones; std::nextafter is a slow call.
+  static float below(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    --bits;
+    std::memcpy(&value, &bits, sizeof bits);
+    return value;
   }
   std::int64_t origin;  // pixels
-  float start, step;    // pixels from the origin
+  float start;          // pixels from the origin
   float last;           // pixels from the origin
+  bool reaches_end;     // a sample may lie in the last two pixels, rounding included
 };
 
-// Restricts to [0, last]; not-a-number, from overflow far outside an image, becomes 0.
-inline float clamp_to(float value, float last) {
-  const float positive = value > 0.0f ? value : 0.0f;
-  return positive < last ? positive : last;
-}
+// Positions of samples in a lattice's own axes, filled up as the kernels want it.
+struct Positions {
+  explicit Positions(std::int64_t count)
+      : count(int(count)), u((count + kLanes - 1) / kLanes * kLanes), v(u.size()) {}
+  int count;
+  std::vector<float> u, v;
+};
 
-// Samples a line bilinearly; channel c of sample j goes to out[c * channel_stride + j]. Three plain
-// loops, of which compilers vectorise the first and the last.
-template <class T, int kChannels>
-void sample_line(const LevelView& level, const Line& line, Scratch<T>& scratch, float* out,
-                 std::int64_t channel_stride) {
-  const Axis ax(line.x, line.step_x, line.reach, level.width);
-  const Axis ay(line.y, line.step_y, line.reach, level.height);
-  const std::int64_t stride = level.row_stride / std::int64_t(sizeof(T));
-  const std::int32_t row = std::int32_t(stride);
-  const int count = line.count;
-  std::int32_t* __restrict offset = scratch.offset.data();
-  float* __restrict weight_x = scratch.weight_x.data();
-  float* __restrict weight_y = scratch.weight_y.data();
-  for (int j = 0; j < count; ++j) {
-    const float x = clamp_to(ax.start + ax.step * line.u[j], ax.last);
-    const float y = clamp_to(ay.start + ay.step * line.v[j], ay.last);
-    const std::int32_t column = std::int32_t(x);
-    const std::int32_t line_y = std::int32_t(y);
-    weight_x[j] = x - float(column);
-    weight_y[j] = y - float(line_y);
-    offset[j] = line_y * row + column * kChannels;
-  }
-
-  constexpr int kPair = 2 * kChannels;
-  const T* const origin =
-      static_cast<const T*>(level.data) + ay.origin * stride + ax.origin * kChannels;
-  T* __restrict upper = scratch.upper.data();
-  T* __restrict lower = scratch.lower.data();
-  for (int j = 0; j < count; ++j) {
-    const T* const pixel = origin + offset[j];
-    std::memcpy(upper + kPair * j, pixel, kPair * sizeof(T));
-    std::memcpy(lower + kPair * j, pixel + stride, kPair * sizeof(T));
-  }
-
-  for (int c = 0; c < kChannels; ++c) {
-    float* __restrict plane = out + c * channel_stride;
-    for (int j = 0; j < count; ++j) {
-      const float top_left = float(upper[kPair * j + c]);
-      const float low_left = float(lower[kPair * j + c]);
-      const float top =
-          top_left + weight_x[j] * (float(upper[kPair * j + kChannels + c]) - top_left);
-      const float low =
-          low_left + weight_x[j] * (float(lower[kPair * j + kChannels + c]) - low_left);
-      plane[j] = (top + weight_y[j] * (low - top)) * value_scale<T>();
+// What samples one image: the kernel for its values, and its levels.
+class LevelReader {
+ public:
+  LevelReader(const PyramidView& pyramid, const Kernels& kernels)
+      : pyramid_(pyramid),
+        sample_(kernels.sample[int(pyramid.dtype)][pyramid.channels == 3]),
+        pixel_bytes_(pyramid.channels * bytes_of(pyramid.dtype)) {
+    for (std::size_t level = 0; level < pyramid.levels.size(); ++level) {
+      scale_.push_back(std::ldexp(1.0, -int(level / 2)));
+    }
+    for (std::size_t level = 1; level < pyramid.levels.size(); ++level) {
+      least_spacing_.push_back(std::exp2(0.5 * double(level) - 0.25));
     }
   }
-}
 
-// The half octave nearest to the distance between samples (base pixels), among the levels there.
-int choose_level(double spacing_px, std::size_t level_count) {
-  const double half_octave = std::floor(2.0 * std::log2(spacing_px) + 0.5);
-  return int(std::clamp(half_octave, 0.0, double(level_count - 1)));
-}
-
-double level_pixels_per_base_pixel(int level) { return std::ldexp(1.0, -(level / 2)); }
-
-// In place over `rows` lines of `columns` values, whose starts lie `stride` values apart; the
-// statistics leave the first and the last `halo` columns out.
-void standardize(float* patch, int rows, int columns, int halo) {
-  constexpr int kLanes = 8;  // independent sums, so that the additions overlap
-  const int stride = columns + 2 * halo;
-  double sums[kLanes] = {}, squares[kLanes] = {};
-  for (int k = 0; k < rows; ++k) {
-    const float* const ring = patch + k * stride + halo;
-    int j = 0;
-    for (; j + kLanes <= columns; j += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const double value = ring[j + lane];
-        sums[lane] += value;
-        squares[lane] += value * value;
-      }
-    }
-    for (; j < columns; ++j) {
-      sums[0] += ring[j];
-      squares[0] += double(ring[j]) * ring[j];
-    }
+  // The half octave nearest to the distance between samples (base pixels), among the levels there;
+  // fast where `guess` is near.
+  int choose_level(double spacing_px, int guess) const {
+    while (guess > 0 && spacing_px < least_spacing_[guess - 1]) --guess;
+    while (guess < int(least_spacing_.size()) && spacing_px >= least_spacing_[guess]) ++guess;
+    return guess;
   }
-  double sum = 0.0, square = 0.0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    sum += sums[lane];
-    square += squares[lane];
+
+  // Samples a level at (x, y) + spacing_px * turned (u, v); `turn` holds the angle's cosine and
+  // sine, no |u| or |v| of the positions is above reach.
+  void sample(int index, const double* xy, double spacing_px, const double* turn, double reach,
+              const Positions& positions, float* out) const {
+    const LevelView& level = pyramid_.levels[index];
+    const double scale = scale_[index];
+    const double right = spacing_px * scale * turn[0], down = spacing_px * scale * turn[1];
+    const double extent = (std::abs(right) + std::abs(down)) * reach;
+    const Axis x(xy[0] * scale, extent, level.width);
+    const Axis y(xy[1] * scale, extent, level.height);
+    const char* const data = static_cast<const char*>(level.data);
+    const Lattice lattice = {
+        data + y.origin * level.row_stride + x.origin * pixel_bytes_,
+        level.row_stride,
+        x.start,
+        y.start,
+        float(right),
+        float(-down),
+        float(down),
+        float(right),
+        x.last,
+        y.last,
+        positions.u.data(),
+        positions.v.data(),
+        positions.count,
+        x.reaches_end && y.reaches_end,
+    };
+    sample_(lattice, out);
   }
-  const double count = double(rows) * columns;
-  const double mean = sum / count;
-  const double variance = std::max(square / count - mean * mean, 0.0);
-  const float offset = float(mean);
-  const float gain = float(1.0 / std::sqrt(variance + kVarianceFloor));
-  for (int i = 0; i < rows * stride; ++i) patch[i] = (patch[i] - offset) * gain;
-}
+
+ private:
+  static int bytes_of(Dtype dtype) {
+    return dtype == Dtype::kUint8 ? 1 : dtype == Dtype::kUint16 ? 2 : 4;
+  }
+  const PyramidView& pyramid_;
+  SampleLattice sample_;
+  std::int64_t pixel_bytes_;
+  std::vector<double> scale_;          // level pixels in a base pixel
+  std::vector<double> least_spacing_;  // of level 1, 2, ...: halfway, in octaves, to the one before
+};
 
 // Calls work(first, last) on contiguous ranges of [0, count), on up to num_threads threads, this
 // one among them. Rethrows the exception of the first range that failed.
@@ -222,95 +178,22 @@ void check_pyramid(const PyramidView& pyramid) {
   }
 }
 
-template <class T>
-void sample_polar_range(const PyramidView& pyramid, const KeypointView& keypoints,
-                        const PolarGrid& grid, std::int64_t first, std::int64_t last,
-                        float* patches) {
-  const int rows = int(grid.radii.size());
-  const int width = grid.columns + 2 * grid.halo;
-  Scratch<T> scratch(grid.columns, 1);
-  std::vector<double> directions(2 * grid.columns);  // cosine and sine of each column at angle 0
-  for (int j = 0; j < grid.columns; ++j) {
-    const double angle = j * 360.0 / grid.columns * kRadiansPerDegree;
-    directions[2 * j] = std::cos(angle);
-    directions[2 * j + 1] = std::sin(angle);
-  }
-  std::vector<float> cosines(grid.columns), sines(grid.columns);
-  for (std::int64_t i = first; i < last; ++i) {
-    check_keypoint(keypoints, i);
-    const double angle = keypoints.angle_deg[i] * kRadiansPerDegree;
-    const double cosine = std::cos(angle), sine = std::sin(angle);
-    for (int j = 0; j < grid.columns; ++j) {
-      cosines[j] = float(directions[2 * j] * cosine - directions[2 * j + 1] * sine);
-      sines[j] = float(directions[2 * j] * sine + directions[2 * j + 1] * cosine);
-    }
-    float* const patch = patches + i * rows * width;
-    for (int k = 0; k < rows; ++k) {
-      const double window = keypoints.window[i];
-      const int index = choose_level(grid.spacing[k] * window, pyramid.levels.size());
-      const double scale = level_pixels_per_base_pixel(index);
-      const double radius = grid.radii[k] * window * scale;
-      const Line ring = {keypoints.xy[2 * i] * scale,
-                         keypoints.xy[2 * i + 1] * scale,
-                         radius,
-                         radius,
-                         cosines.data(),
-                         sines.data(),
-                         1.0,
-                         grid.columns};
-      float* const out = patch + k * width;
-      sample_line<T, 1>(pyramid.levels[index], ring, scratch, out + grid.halo, 0);
-      std::copy_n(out + grid.columns, grid.halo, out);
-      std::copy_n(out + grid.halo, grid.halo, out + grid.halo + grid.columns);
-    }
-    if (grid.standardize) standardize(patch, rows, grid.columns, grid.halo);
-  }
+void standardize(const Kernels& kernels, float* patch, int rows, int columns, int halo) {
+  const float pivot = patch[halo];
+  const Moments total = kernels.measure(patch, rows, columns, halo, pivot);
+  const double count = double(rows) * columns;
+  const double mean = total.sum / count;
+  const double variance = std::max(total.square / count - mean * mean, 0.0);
+  const float gain = float(1.0 / std::sqrt(variance + kVarianceFloor));
+  kernels.normalize(patch, rows * (columns + 2 * halo), float(pivot + mean), gain);
 }
 
-template <class T, int kChannels>
-void sample_square_range(const PyramidView& pyramid, const KeypointView& keypoints, int size,
-                         std::int64_t first, std::int64_t last, float* patches) {
-  Scratch<T> scratch(size, kChannels);
-  std::vector<float> ticks(size);
-  const double middle = (size - 1) / 2.0;
-  for (int j = 0; j < size; ++j) ticks[j] = float(j - middle);
-  for (std::int64_t i = first; i < last; ++i) {
-    check_keypoint(keypoints, i);
-    const double spacing = keypoints.window[i] / size;
-    const int index = choose_level(spacing, pyramid.levels.size());
-    const double scale = level_pixels_per_base_pixel(index);
-    const double angle = keypoints.angle_deg[i] * kRadiansPerDegree;
-    const double step_x = spacing * scale * std::cos(angle);
-    const double step_y = spacing * scale * std::sin(angle);
-    float* const patch = patches + i * kChannels * size * size;
-    for (int row = 0; row < size; ++row) {
-      const double down = row - middle;
-      const Line line = {keypoints.xy[2 * i] * scale - down * step_y,
-                         keypoints.xy[2 * i + 1] * scale + down * step_x,
-                         step_x,
-                         step_y,
-                         ticks.data(),
-                         ticks.data(),
-                         middle,
-                         size};
-      sample_line<T, kChannels>(pyramid.levels[index], line, scratch, patch + row * size,
-                                std::int64_t(size) * size);
-    }
-  }
-}
-
-// Calls work with a null pointer to the pyramid's value type.
-template <class Work>
-void with_dtype(Dtype dtype, const Work& work) {
-  switch (dtype) {
-    case Dtype::kUint8:
-      return work(static_cast<std::uint8_t*>(nullptr));
-    case Dtype::kUint16:
-      return work(static_cast<std::uint16_t*>(nullptr));
-    case Dtype::kFloat32:
-      return work(static_cast<float*>(nullptr));
-  }
-}
+struct Turn {
+  explicit Turn(double angle_deg)
+      : cosine_sine{std::cos(angle_deg * kRadiansPerDegree),
+                    std::sin(angle_deg * kRadiansPerDegree)} {}
+  double cosine_sine[2];
+};
 
 }  // namespace
 
@@ -328,11 +211,31 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
   if (grid.columns < 1 || grid.halo < 0 || grid.halo > grid.columns) {
     throw std::invalid_argument("halo: expected 0 to columns, got " + std::to_string(grid.halo));
   }
-  with_dtype(pyramid.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
-      sample_polar_range<T>(pyramid, keypoints, grid, first, last, patches);
-    });
+  const Kernels& kernels = find_kernels();
+  const LevelReader reader(pyramid, kernels);
+  const int rows = int(grid.radii.size());
+  const int width = grid.columns + 2 * grid.halo;
+  Positions directions(width);  // of each column at angle 0, halo included
+  for (int j = 0; j < width; ++j) {
+    const int column = (j - grid.halo + grid.columns) % grid.columns;
+    const double angle = column * 360.0 / grid.columns * kRadiansPerDegree;
+    directions.u[j] = float(std::cos(angle));
+    directions.v[j] = float(std::sin(angle));
+  }
+  for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      check_keypoint(keypoints, i);
+      const Turn turn(keypoints.angle_deg[i]);
+      const double window = keypoints.window[i];
+      float* const patch = patches + i * rows * width;
+      int level = 0;
+      for (int k = 0; k < rows; ++k) {
+        level = reader.choose_level(grid.spacing[k] * window, level);
+        reader.sample(level, keypoints.xy + 2 * i, grid.radii[k] * window, turn.cosine_sine, 1.0,
+                      directions, patch + k * width);
+      }
+      if (grid.standardize) standardize(kernels, patch, rows, grid.columns, grid.halo);
+    }
   });
 }
 
@@ -345,15 +248,22 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
   }
   if (size < 1)
     throw std::invalid_argument("size: expected 1 or more, got " + std::to_string(size));
-  with_dtype(pyramid.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
-      if (pyramid.channels == 1) {
-        sample_square_range<T, 1>(pyramid, keypoints, size, first, last, patches);
-      } else {
-        sample_square_range<T, 3>(pyramid, keypoints, size, first, last, patches);
-      }
-    });
+  const LevelReader reader(pyramid, find_kernels());
+  const double middle = (size - 1) / 2.0;
+  const std::int64_t area = std::int64_t(size) * size;
+  Positions ticks(area);  // of each sample, in spacings from the centre
+  for (std::int64_t j = 0; j < area; ++j) {
+    ticks.u[j] = float(double(j % size) - middle);
+    ticks.v[j] = float(double(j / size) - middle);
+  }
+  for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      check_keypoint(keypoints, i);
+      const Turn turn(keypoints.angle_deg[i]);
+      const double spacing = keypoints.window[i] / size;
+      reader.sample(reader.choose_level(spacing, 0), keypoints.xy + 2 * i, spacing,
+                    turn.cosine_sine, middle, ticks, patches + i * pyramid.channels * area);
+    }
   });
 }
 

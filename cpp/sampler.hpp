@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace patchpose {
+#include "lattice.hpp"
 
-enum class Dtype { kUint8, kUint16, kFloat32 };
+namespace patchpose {
 
 // One pyramid level; the memory belongs to the caller.
 struct LevelView {

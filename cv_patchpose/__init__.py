@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.errors import ModelError
@@ -28,7 +28,14 @@ __all__ = [
     "ratio_test",
 ]
 
-try:
-    __version__ = version("cv-patchpose")
-except PackageNotFoundError:  # run from a folder of sources
-    __version__ = "unknown"
+
+def __getattr__(name: str) -> Any:
+    """Look the version up when it is asked for: that takes longer than all the rest."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("cv-patchpose")
+    except PackageNotFoundError:  # run from a folder of sources
+        return "unknown"

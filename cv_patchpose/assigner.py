@@ -27,9 +27,9 @@ from cv_patchpose.histograms import (
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.options import AssignerOptions
 from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
-from cv_patchpose.support import choose_support
+from cv_patchpose.support import Support, choose_support
 
-_CHUNK = 1024  # keypoints sampled at once, which bounds memory
+_CHUNK = 512  # keypoints whose patches and histograms are in memory at once
 
 
 class PatchPoseAssigner:
@@ -191,8 +191,16 @@ class PatchPoseAssigner:
         pyramid, arrays = self._read(image, keypoints)
         metadata = self._estimator.metadata
         support = choose_support(arrays, metadata, self._options, self._traits)
-        nothing_known = np.zeros((len(arrays), metadata.bins.scale), np.float32)
-        return self._histograms(pyramid, arrays.xy_px, support.window_px, nothing_known)
+        chunks = [
+            self._estimator.histograms(
+                self._sample(pyramid, arrays.xy_px[chunk], support.window_px[chunk])
+            )
+            for chunk in _chunks(len(arrays))
+        ]
+        return PoseHistograms(
+            scale=np.concatenate([chunk.scale for chunk in chunks]),
+            orientation=np.concatenate([chunk.orientation for chunk in chunks]),
+        )
 
     def _tell_what_is_lost(self, rule: FieldRule) -> None:
         """Warn, once for each descriptor, that it will not see all of what is written."""
@@ -218,25 +226,6 @@ class PatchPoseAssigner:
         pyramid = build_pyramid(image, color=self._estimator.metadata.color)
         return pyramid, arrays_from_keypoints(keypoints, image_size=_image_size(pyramid))
 
-    def _histograms(
-        self,
-        pyramid: ImagePyramid,
-        xy_px: NDArray[np.float32],
-        window_px: NDArray[np.float64],
-        log_prior: NDArray[np.float32],
-    ) -> PoseHistograms:
-        parts = [slice(i, i + _CHUNK) for i in range(0, max(len(xy_px), 1), _CHUNK)]
-        chunks = [
-            self._estimator.histograms(
-                self._sample(pyramid, xy_px[part], window_px[part]), log_prior[part]
-            )
-            for part in parts
-        ]
-        return PoseHistograms(
-            scale=np.concatenate([chunk.scale for chunk in chunks]),
-            orientation=np.concatenate([chunk.orientation for chunk in chunks]),
-        )
-
     def _sample(
         self, pyramid: ImagePyramid, xy_px: NDArray[np.float32], window_px: NDArray[np.float64]
     ) -> NDArray[np.float32]:
@@ -250,13 +239,30 @@ class PatchPoseAssigner:
         self, pyramid: ImagePyramid, keypoints: KeypointArrays, detector: DetectorTraits | None
     ) -> PatchPoses:
         """Estimate poses; their scales are factors on the keypoints' sizes."""
+        support = choose_support(keypoints, self._estimator.metadata, self._options, detector)
+        chunks = [
+            self._chunk_poses(pyramid, keypoints, support, chunk)
+            for chunk in _chunks(len(keypoints))
+        ]
+        return PatchPoses(
+            **{
+                field: np.concatenate([getattr(chunk, field) for chunk in chunks])
+                for field in vars(chunks[0])
+            }
+        )
+
+    def _chunk_poses(
+        self, pyramid: ImagePyramid, keypoints: KeypointArrays, support: Support, chunk: slice
+    ) -> PatchPoses:
         options, metadata = self._options, self._estimator.metadata
-        support = choose_support(keypoints, metadata, options, detector)
         offset_octaves = metadata.scale_offset_octaves
         if options.magnification is not None:  # the calibration holds for the model's own
             offset_octaves += math.log2(options.magnification / metadata.magnification)
-        log_prior = log_scale_prior(support.prior_sigma, metadata.bins, offset_octaves)
-        histograms = self._histograms(pyramid, keypoints.xy_px, support.window_px, log_prior)
+        patches = self._sample(pyramid, keypoints.xy_px[chunk], support.window_px[chunk])
+        prior_sigma = support.prior_sigma[chunk]
+        histograms = self._estimator.histograms(
+            patches, log_scale_prior(prior_sigma, metadata.bins, offset_octaves)
+        )
         poses = find_modes(
             histograms,
             metadata.bins,
@@ -264,12 +270,22 @@ class PatchPoseAssigner:
             max_angles=None if options.assign_orientation else 1,
             max_scales=None if options.assign_scale else 1,
             min_ratio=metadata.second_mode_ratio,
-            scale_prior_sigma=support.prior_sigma,
+            scale_prior_sigma=prior_sigma,
             scale_offset_octaves=offset_octaves,
         )
-        size_px = np.where(is_flat(histograms.scale), support.own_px, support.size_px)
-        factor = size_px / keypoints.size_px
-        return replace(poses, scale=poses.scale * factor[poses.keypoint_index])
+        flat = is_flat(histograms.scale)
+        size_px = np.where(flat, support.own_px[chunk], support.size_px[chunk])
+        factor = size_px / keypoints.size_px[chunk]
+        return replace(
+            poses,
+            keypoint_index=poses.keypoint_index + chunk.start,
+            scale=poses.scale * factor[poses.keypoint_index],
+        )
+
+
+def _chunks(count: int) -> list[slice]:
+    """Cut keypoints into parts, at least one of them."""
+    return [slice(first, first + _CHUNK) for first in range(0, max(count, 1), _CHUNK)]
 
 
 def _image_size(pyramid: ImagePyramid) -> tuple[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import cv2
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _COINCIDENCE_PX = 1e-3
+_PART = 4096  # keypoints built at once
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class KeypointArrays:
         Detectors emit a keypoint once per orientation; without their angle these coincide.
         Centres and sizes are compared after rounding to 0.001 px.
         """
-        _, first = np.unique(self._places(), axis=0, return_index=True)
-        return np.sort(first).astype(np.int64)
+        place = self._places()
+        order = np.lexsort(place.T)  # stable: the first of equals stays first
+        moved = np.diff(place[order], axis=0, prepend=np.nan) != 0
+        return np.sort(order[moved.any(1)]).astype(np.int64)
 
     def strongest_index(self, count: int) -> NDArray[np.int64]:
         """Return the (M,) index of the `count` places of largest response, strongest first.
@@ -88,30 +93,23 @@ def arrays_from_keypoints(
         raise TypeError(
             f"keypoints: expected a list or tuple of cv2.KeyPoint, got {type(keypoints).__name__}"
         )
-    for index, keypoint in enumerate(keypoints):
-        if not isinstance(keypoint, cv2.KeyPoint):
-            raise TypeError(
-                "keypoints: expected a list or tuple of cv2.KeyPoint, "
-                f"got {type(keypoint).__name__} at index {index}"
-            )
-    rows = [(*k.pt, k.size, k.angle, k.response, k.octave, k.class_id) for k in keypoints]
-    table = np.array(rows, np.float64).reshape(-1, 7)
-    finite = np.isfinite(table)
-    _check(finite[:, 2] & (table[:, 2] > 0), "finite sizes above 0", table[:, 2])
-    _check(finite[:, 3], "finite angles", table[:, 3])
-    _check(finite[:, 4], "finite responses", table[:, 4])
-    _check(finite[:, 0] & finite[:, 1], "finite centres", table[:, :2])
+    _check_types(keypoints)
+    xy_px = np.asarray(cv2.KeyPoint.convert(keypoints), np.float32).reshape(-1, 2)
+    size_px = _read_field(keypoints, "size", np.float32)
+    angle_deg = _read_field(keypoints, "angle", np.float32)
+    response = _read_field(keypoints, "response", np.float32)
+    _check(np.isfinite(size_px) & (size_px > 0), "finite sizes above 0", size_px)
+    _check(np.isfinite(angle_deg), "finite angles", angle_deg)
+    _check(np.isfinite(response), "finite responses", response)
+    finite = np.isfinite(xy_px)
+    _check(finite[:, 0] & finite[:, 1], "finite centres", xy_px)
     if image_size is not None:
         height, width = image_size
-        inside = (table[:, :2] >= -0.5) & (table[:, :2] <= (width - 0.5, height - 0.5))
-        _check(
-            inside[:, 0] & inside[:, 1], f"centres on the {width} x {height} image", table[:, :2]
-        )
-    real, whole = table[:, :5].astype(np.float32), table[:, 5:].astype(np.int32)
-    return KeypointArrays(
-        np.ascontiguousarray(real[:, :2]), real[:, 2], real[:, 3], real[:, 4],
-        whole[:, 0], whole[:, 1],
-    )  # fmt: skip
+        inside = (xy_px >= -0.5) & (xy_px <= (width - 0.5, height - 0.5))
+        _check(inside[:, 0] & inside[:, 1], f"centres on the {width} x {height} image", xy_px)
+    octave = _read_field(keypoints, "octave", np.int32)
+    class_id = _read_field(keypoints, "class_id", np.int32)
+    return KeypointArrays(xy_px, size_px, angle_deg, response, octave, class_id)
 
 
 def keypoints_from_arrays(arrays: KeypointArrays) -> tuple[cv2.KeyPoint, ...]:
@@ -120,12 +118,32 @@ def keypoints_from_arrays(arrays: KeypointArrays) -> tuple[cv2.KeyPoint, ...]:
         arrays.xy_px[:, 0], arrays.xy_px[:, 1], arrays.size_px, arrays.angle_deg,
         arrays.response, arrays.octave, arrays.class_id,
     )  # fmt: skip
+    # By parts: the fields as objects of Python take several times the memory of the keypoints.
+    parts = (slice(i, i + _PART) for i in range(0, len(arrays), _PART))
     return tuple(
-        cv2.KeyPoint(*fields) for fields in zip(*(c.tolist() for c in columns), strict=True)
+        chain.from_iterable(
+            map(cv2.KeyPoint, *(c[part].tolist() for c in columns)) for part in parts
+        )
     )
 
 
-def _check(right: NDArray[np.bool_], expected: str, values: NDArray[np.float64]) -> None:
+def _check_types(keypoints: Sequence[cv2.KeyPoint]) -> None:
+    if set(map(type, keypoints)) <= {cv2.KeyPoint}:
+        return
+    for index, keypoint in enumerate(keypoints):
+        if not isinstance(keypoint, cv2.KeyPoint):
+            raise TypeError(
+                "keypoints: expected a list or tuple of cv2.KeyPoint, "
+                f"got {type(keypoint).__name__} at index {index}"
+            )
+
+
+def _read_field(keypoints: Sequence[cv2.KeyPoint], name: str, dtype: Any) -> NDArray[Any]:
+    """Return one field of N keypoints, (N,)."""
+    return np.fromiter(map(attrgetter(name), keypoints), dtype, len(keypoints))
+
+
+def _check(right: NDArray[np.bool_], expected: str, values: NDArray[np.float32]) -> None:
     """Raise ValueError for the first of N keypoints that is not right; `values` is (N, ...)."""
     wrong = np.flatnonzero(~right)
     if len(wrong):

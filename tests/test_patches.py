@@ -29,6 +29,8 @@ POLAR = PolarGrid(rows=14, columns=27, rows_per_octave=3, halo=2)
 SQUARE = SquareGrid(size=9)
 # Single precision positions, at most 1e-5 px off, times the largest difference of neighbours, 1.
 KERNEL_TOLERANCE = 2e-5
+# Of windows that are large beside the whole image, positions are off by this share of the window.
+WINDOW_TOLERANCE = 3e-8
 MAXIMUM = {"uint8": 255, "uint16": 65535, "float32": 1.0}
 LAYOUTS = {
     "C": np.ascontiguousarray,
@@ -54,15 +56,16 @@ def keypoints(count, height=61, width=83, window=(2.0, 100.0), seed=1):
 
 
 def assert_kernel_is_reference(pyramid, arguments, polar=POLAR, square=SQUARE, **options):
+    tolerance = KERNEL_TOLERANCE + WINDOW_TOLERANCE * max(arguments[1], default=0.0)
     if not pyramid.color:
         expected = sample_polar_reference(pyramid, *arguments, polar)
         actual = sample_polar(pyramid, *arguments, polar, **options)
         assert actual.dtype == expected.dtype == np.float32
-        assert_allclose(actual, expected, rtol=0, atol=KERNEL_TOLERANCE)
+        assert_allclose(actual, expected, rtol=0, atol=tolerance)
     expected = sample_square_reference(pyramid, *arguments, square)
     actual = sample_square(pyramid, *arguments, square, **options)
     assert actual.dtype == expected.dtype == np.float32
-    assert_allclose(actual, expected, rtol=0, atol=KERNEL_TOLERANCE)
+    assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 @needs_kernel
@@ -166,6 +169,53 @@ def test_patches_do_not_depend_on_threads_or_neighbours():
     assert_array_equal(alone, one[7:8])
     square = sample_square(pyramid, *arguments, SQUARE, num_threads=1)
     assert_array_equal(square, sample_square(pyramid, *arguments, SQUARE, num_threads=5))
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", MAXIMUM)
+@pytest.mark.parametrize("grid", [PolarGrid(), POLAR, PolarGrid(columns=300, halo=0)], ids=str)
+def test_every_instruction_set_samples_the_same_bits(dtype, grid, monkeypatch):
+    arguments = keypoints(200)
+    grey = build_pyramid(noise(dtype=dtype))
+    color = build_pyramid(noise(dtype=dtype, channels=3), color=True)
+    names = patches._core.simd_names()
+    assert names[-1] == "baseline"
+    results = []
+    for name in names:
+        monkeypatch.setenv("PATCHPOSE_SIMD", name)
+        results.append(
+            [
+                sample_polar(grey, *arguments, grid),
+                sample_polar(grey, *arguments, grid, standardize=True, num_threads=3),
+                *(sample_square(pyramid, *arguments, SquareGrid(19)) for pyramid in (grey, color)),
+            ]
+        )
+    for result in results[1:]:
+        for one, other in zip(results[0], result, strict=True):
+            assert_array_equal(one, other)
+
+
+@needs_kernel
+def test_an_instruction_set_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("PATCHPOSE_SIMD", "abacus")
+    with pytest.raises(ValueError, match="PATCHPOSE_SIMD: expected one of .*baseline, got abacus"):
+        sample_square(build_pyramid(noise()), *keypoints(1), SQUARE)
+
+
+@needs_kernel
+@pytest.mark.parametrize("side", [(2, 2), (4, 4), (61, 83)], ids=str)
+def test_the_last_pixel_is_read_without_the_memory_behind_it(side):
+    # The memory behind the image differs from call to call; what is read must not.
+    height, width = side
+    pixels = noise(*side)
+    storage = np.zeros(height * width + 8, np.uint8)
+    image = storage[: height * width].reshape(side)
+    image[:] = pixels
+    arguments = (np.array([[width - 1.0, height - 1.0]]), np.array([6.0]), np.array([10.0]))
+    before = sample_polar(build_pyramid(image), *arguments, POLAR)
+    storage[height * width :] = 255
+    assert_array_equal(sample_polar(build_pyramid(image), *arguments, POLAR), before)
+    assert_kernel_is_reference(build_pyramid(image), arguments)
 
 
 @pytest.mark.parametrize("angle", [0.0, 17.0, 90.0, 200.0])

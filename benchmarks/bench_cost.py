@@ -1,0 +1,83 @@
+"""Time the stages of assign, the whole of it, and peers of its sampler and its network.
+
+Prints one JSON line; --output writes it to a file, from which cost_tables.py makes the tables of
+docs/performance.md. By default a few minutes: 256 and 2,048 keypoints on 0.6 megapixels; --full
+adds 20,000 keypoints and 12 megapixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import cv2
+import torch
+from cost_calls import make_scene, network_calls, sampling_calls, stage_calls
+from timing import time_interleaved
+
+from cv_patchpose import patches
+from cv_patchpose.evaluation.report import describe_environment
+from cv_patchpose.files import check_output, write_file
+
+IMAGES = {"0.6 megapixels": (850, 680), "12 megapixels": (4000, 3000)}
+COUNTS = (256, 2048, 20000)
+MOST_FOR_SLOW_PEERS = 2048  # kornia's extractor and grid_sample need gigabytes above
+
+
+def measure(images, counts, threads: int, repeats: int) -> list[dict]:
+    """Time all groups with a fixed number of threads."""
+    cv2.setNumThreads(threads)
+    torch.set_num_threads(threads)
+    times = time_interleaved(network_calls(threads), repeats, 1)
+    rows = [{"group": "network", "threads": threads, "times": times}]
+    for name in images:
+        for count in counts:
+            scene = make_scene(*IMAGES[name], count)
+            slow = count <= MOST_FOR_SLOW_PEERS
+            groups = {
+                "sampling": sampling_calls(scene, slow_peers=slow),
+                "stages": stage_calls(scene),
+            }
+            for group, calls in groups.items():
+                row = {"group": group, "threads": threads, "image": name, "keypoints": count}
+                rows.append({**row, "times": time_interleaved(calls, repeats, 1)})
+    return rows
+
+
+def main() -> None:
+    """Time what the options ask for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="20,000 keypoints, 12 megapixels too")
+    parser.add_argument("--keypoints", type=int, nargs="+", help="these numbers of keypoints")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    if options.output:
+        check_output(options.output, (".json",))
+    images = list(IMAGES) if options.full else list(IMAGES)[:1]
+    counts = options.keypoints or (COUNTS if options.full else COUNTS[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter that writes plain graphs
+        rows = [
+            row
+            for threads in options.threads
+            for row in measure(images, counts, threads, options.repeats)
+        ]
+    report = {
+        "benchmark": "cost",
+        "repeats": options.repeats,
+        "simd": None if patches._core is None else patches._core.simd_names()[0],
+        "rows": rows,
+        "environment": describe_environment(),
+    }
+    text = json.dumps(report)
+    print(text)
+    if options.output:
+        write_file(options.output, (text + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+// The innermost loops of the sampler. lattice.cpp is compiled once for each instruction set that
+// the build knows, and find_kernels picks one while the program runs. All of them round alike, so
+// that their results are the same bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace patchpose {
+
+// 32-bit lanes of the widest vectors. Whole vectors only: what is left over would take as long.
+constexpr int kLanes = 16;
+
+enum class Dtype { kUint8, kUint16, kFloat32 };
+
+// Samples of one level at (x + xu * u[j] + xv * v[j], y + yu * u[j] + yv * v[j]), in pixels from an
+// origin near them: single precision would lose the fraction of coordinates far from zero.
+struct Lattice {
+  const void* origin;       // the pixel that distances count from
+  std::int64_t row_stride;  // bytes from a row of pixels to the next
+  float x, y;
+  float xu, xv, yu, yv;
+  float last_x, last_y;  // just below the last pixel: a right and a lower neighbour exist
+  const float* u;        // (count,), with zeros up to a multiple of kLanes
+  const float* v;        // likewise
+  int count;             // samples
+  bool at_end;           // some may lie at the level's last pixels, with no memory behind them
+};
+
+// Writes channel c of sample j to out[c * lattice.count + j], in [0, 1] for integers.
+using SampleLattice = void (*)(const Lattice& lattice, float* out);
+
+struct Moments {
+  double sum, square;
+};
+
+// Sums of value - pivot and its square over `rows` lines of `columns` values, without the `halo`
+// more on each side of them. A pivot among the values keeps single precision exact enough.
+using Measure = Moments (*)(const float* patch, int rows, int columns, int halo, float pivot);
+
+// In place: (value - offset) * gain.
+using Normalize = void (*)(float* values, int count, float offset, float gain);
+
+struct Kernels {
+  const char* name;
+  SampleLattice sample[3][2];  // by Dtype; 1 channel, 3 channels
+  Measure measure;
+  Normalize normalize;
+};
+
+// The instruction sets that this build knows and this processor has, best first.
+std::vector<std::string> kernel_names();
+
+// The kernels of the instruction set that the environment variable PATCHPOSE_SIMD names, of the
+// best one where it is not set. Throws std::invalid_argument.
+const Kernels& find_kernels();
+
+}  // namespace patchpose
