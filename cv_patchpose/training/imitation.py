@@ -81,7 +81,9 @@ class Teacher:
             scale += move_bins(found.scale, shift, 0.0)
             orientation += found.orientation
         total = np.maximum(scale.sum(1, keepdims=True), np.finfo(np.float32).tiny)
-        return PoseHistograms(scale=scale / total, orientation=orientation / np.float32(len(self._shifts)))
+        return PoseHistograms(
+            scale=scale / total, orientation=orientation / np.float32(len(self._shifts))
+        )
 
 
 def move_bins(values: NDArray[np.float32], bins: int, outside: float) -> NDArray[np.float32]:
