@@ -92,7 +92,7 @@ def read_pixels(image: object) -> Image:
 def _check_image(image: object) -> Image:
     """Return the image as a C-contiguous array of finite values and 2 x 2 pixels or more."""
     array = read_pixels(image)
-    if array.dtype == np.float32 and not cv2.checkRange(array):
+    if array.dtype == np.float32 and not cv2.checkRange(array)[0]:
         raise ValueError("image: expected finite values, got NaN or infinity")
     for axis in (0, 1):
         if array.shape[axis] == 1:
