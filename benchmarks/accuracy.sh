@@ -12,7 +12,7 @@ results=$(cd "$(dirname "$0")/.." && pwd)/docs/results
 
 measure() { # output benchmark folder option...
     echo "== $1"
-    cv-patchpose evaluate "$2" "$3" --peer-weights "$weights" --jobs 2 -o "$results/$1.json" "${@:4}"
+    cv-patchpose evaluate "$2" "$3" --no-cache --peer-weights "$weights" --jobs 2 -o "$results/$1.json" "${@:4}"
 }
 
 rows=detector,detector-all,upright,polar,polar:2

@@ -47,7 +47,7 @@ fields where both are halves of one method, otherwise fields written by our rule
 | {model} | ours | fields written for the descriptor, `assign(..., descriptor=...)` |
 | {model}@describe | ours | rectified patches |
 
-Sizes of ORB, AKAZE and BRISK are brought to SIFT's measure before a pose is estimated.
+Levels of ORB, AKAZE and BRISK are kept, and brought to SIFT's measure for other descriptors.
 """
 
 

@@ -144,8 +144,11 @@ class PatchPoseAssigner:
         chosen = arrays.take(distinct)
         poses = self._poses(pyramid, chosen, traits)
         posed = chosen.take(poses.keypoint_index)
-        if self._options.assign_scale:
-            posed = replace(posed, size_px=(posed.size_px * poses.scale).astype(np.float32))
+        size_px = posed.size_px * poses.scale
+        if not self._options.assign_scale:  # their own, but as the descriptor's rule takes them
+            support = choose_support(chosen, self._estimator.metadata, self._options, traits)
+            size_px = support.own_px[poses.keypoint_index]
+        posed = replace(posed, size_px=size_px.astype(np.float32))
         if self._options.assign_orientation:
             posed = replace(posed, angle_deg=_written_angles(poses.angle_deg, posed.angle_deg))
         if rule.class_id_is_free:

@@ -27,22 +27,29 @@ class DetectorTraits:
             MSD and TBMR, radians of something else.
         size_unit: Sizes over the characteristic ones of SIFT, twice the sigma, for one support
             window: the inverse of what `field_rules` does for the descriptor of that name.
+        scale_sigma_octaves: How well the scale is known, standard deviation; None: as the model
+            has it for SIFT.
     """
 
     class_name: str
     measures: Measures
     size_unit: float = 1.0
+    scale_sigma_octaves: float | None = None
 
 
 # A disc answers most to a Laplacian whose sigma is its radius over the root of 2.
 EXTENT_UNIT = 2**0.5
 
+# Whose scales are levels far apart: on real pairs, two of one level agree better than the learned
+# scales do, and are kept.
+LEVEL_SIGMA_OCTAVES = 0.03
+
 _TRAITS = {
     "sift": DetectorTraits("SIFT", "pose"),
-    "orb": DetectorTraits("ORB", "pose", WINDOW),
-    "akaze": DetectorTraits("AKAZE", "pose", AkazeRule().size_factor),
-    "kaze": DetectorTraits("KAZE", "scale", 0.5),
-    "brisk": DetectorTraits("BRISK", "pose", WINDOW / BRISK_WINDOW),
+    "orb": DetectorTraits("ORB", "pose", WINDOW, LEVEL_SIGMA_OCTAVES),
+    "akaze": DetectorTraits("AKAZE", "pose", AkazeRule().size_factor, LEVEL_SIGMA_OCTAVES),
+    "kaze": DetectorTraits("KAZE", "scale", 0.5, LEVEL_SIGMA_OCTAVES),
+    "brisk": DetectorTraits("BRISK", "pose", WINDOW / BRISK_WINDOW, LEVEL_SIGMA_OCTAVES),
     "fast": DetectorTraits("FastFeatureDetector", "place"),
     "agast": DetectorTraits("AgastFeatureDetector", "place"),
     "gftt": DetectorTraits("GFTTDetector", "place"),

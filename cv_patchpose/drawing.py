@@ -52,6 +52,7 @@ def draw_matches_before_after(
     after: Matches,
     *,
     titles: tuple[str, str] = ("The detector's own pose", "Pose by cv_patchpose"),
+    counted: str = "inliers",
 ) -> Picture:
     """Draw the matches of two ways to pose the same keypoints, one row below the other.
 
@@ -64,6 +65,7 @@ def draw_matches_before_after(
         before: Matches of the upper row.
         after: Matches of the lower row.
         titles: Of the two rows, plain ASCII.
+        counted: What the matches marked as inliers are called, plain ASCII.
 
     Returns:
         (H', W', 3) uint8, BGR.
@@ -72,7 +74,7 @@ def draw_matches_before_after(
     for title, matches in zip(titles, (before, after), strict=True):
         images, corners, zooms = _side_by_side(_soften(image1), _soften(image2))
         _draw_inliers(images, matches, corners, zooms)
-        rows += [_caption(title, matches, images.shape[1]), images]
+        rows += [_caption(title, matches, counted, images.shape[1]), images]
     width = rows[0].shape[1]
     rows.append(np.full((_GAP_PX, width, 3), _PAPER, np.uint8))
     picture = np.concatenate(rows)
@@ -155,11 +157,11 @@ def _rainbow(values: NDArray[np.float64]) -> list[tuple[int, ...]]:
     return [tuple(color) for color in cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[:, 0].tolist()]
 
 
-def _caption(title: str, matches: Matches, width: int) -> Picture:
+def _caption(title: str, matches: Matches, counted: str, width: int) -> Picture:
     strip = np.full((_CAPTION_PX, width, 3), _PAPER, np.uint8)
     first, second = matches.keypoints
     baseline = _CAPTION_PX - 18
-    inliers = f"{int(matches.inlier.sum())} inliers"
+    inliers = f"{int(matches.inlier.sum())} {counted}"
     details = f"{first} + {second} keypoints, {len(matches)} matches,"
     scale = min(0.8, 0.8 * width / _text_width(f"{title}   {details} {inliers}", 0.8))
     cv2.putText(strip, title, (0, baseline), _FONT, scale, _INK, 1, cv2.LINE_AA)

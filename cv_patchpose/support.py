@@ -47,7 +47,7 @@ def choose_support(
     """Choose windows and priors from what the keypoints' detector measured.
 
     - Keypoints whose scale was measured (SIFT, ORB, AKAZE...): the window is the magnification
-      times their size, the prior the model's.
+      times their size, the prior the model's, or that of the detector's traits.
     - Regions and blobs (MSER, SimpleBlob, Star...): the same window, with a wide prior.
     - Points (FAST, GFTT, clicks): one window, no prior.
 
@@ -61,10 +61,11 @@ def choose_support(
     if detector is None:
         measured = _have_scale(keypoints)
         points = _are_points(own_px, measured)
-        units = _recognized_units(keypoints)
+        units, sigmas = _recognize(keypoints)
         own_px /= np.where(measured | points, units, EXTENT_UNIT)
     else:
         own_px /= detector.size_unit
+        sigmas = np.full(len(own_px), detector.scale_sigma_octaves, np.float64)  # None: NaN
         measured = np.full(len(own_px), detector.measures in ("pose", "scale"))
         points = np.full(len(own_px), detector.measures == "place")
     size_px = own_px.copy()
@@ -75,11 +76,15 @@ def choose_support(
     elif options.magnification is None and points.any():
         window_px[points] = metadata.point_window_px
         size_px[points] = np.maximum(size_px[points], _SMALLEST_POINT_SIZE_PX)
-    return Support(window_px, own_px, size_px, _prior_sigmas(measured, points, metadata, options))
+    prior_sigma = _prior_sigmas(measured, points, sigmas, metadata, options)
+    return Support(window_px, own_px, size_px, prior_sigma)
 
 
-def _recognized_units(keypoints: KeypointArrays) -> NDArray[np.float64]:
-    """(N,) sizes over those of SIFT, 1 unless a keypoint looks exactly like ORB's or AKAZE's."""
+def _recognize(keypoints: KeypointArrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) units of size and (N,) sigmas of scale, those of ORB and AKAZE where fields are theirs.
+
+    Others have unit 1, and NaN for the model's sigma.
+    """
     size_px = keypoints.size_px.astype(np.float64)
     octave = np.clip(keypoints.octave, 0, _MOST_LEVELS)
     level = np.clip(keypoints.class_id, 0, _MOST_LEVELS)
@@ -88,8 +93,11 @@ def _recognized_units(keypoints: KeypointArrays) -> NDArray[np.float64]:
     orb &= np.abs(size_px / (31 * 1.2**octave) - 1) < _SAME_SIZE
     akaze = (keypoints.class_id == level) & (keypoints.octave == level // 4)
     akaze &= np.abs(size_px / (4.8 * 2 ** (level / 4)) - 1) < _SAME_SIZE
-    units = np.where(orb, detector_traits("orb").size_unit, 1.0)
-    return np.where(akaze, detector_traits("akaze").size_unit, units)
+    units, sigmas = np.ones(len(size_px)), np.full(len(size_px), np.nan)
+    for name, found in (("orb", orb), ("akaze", akaze)):
+        traits = detector_traits(name)
+        units[found], sigmas[found] = traits.size_unit, traits.scale_sigma_octaves
+    return units, sigmas
 
 
 def _have_scale(keypoints: KeypointArrays) -> NDArray[np.bool_]:
@@ -106,6 +114,7 @@ def _are_points(size_px: NDArray[np.float64], measured: NDArray[np.bool_]) -> ND
 def _prior_sigmas(
     measured: NDArray[np.bool_],
     points: NDArray[np.bool_],
+    sigmas: NDArray[np.float64],
     metadata: ModelMetadata,
     options: AssignerOptions,
 ) -> NDArray[np.float64]:
@@ -116,5 +125,6 @@ def _prior_sigmas(
         return np.full(len(measured), float(prior))
     if metadata.scale_prior_octaves is None or options.window_px is not None:
         return np.full(len(measured), np.inf)
-    sigma = np.where(measured, metadata.scale_prior_octaves, _BLOB_SIGMA_OCTAVES)
+    own = np.where(np.isnan(sigmas), metadata.scale_prior_octaves, sigmas)
+    sigma = np.where(measured, own, _BLOB_SIGMA_OCTAVES)
     return np.where(points, np.inf, sigma)

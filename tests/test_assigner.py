@@ -8,9 +8,11 @@ import warnings
 import cv2
 import numpy as np
 import pytest
+from skimage import data
 
 from cv_patchpose import ModelError, PatchPoseAssigner, PatchPoses, PoseHistograms
 from cv_patchpose.descriptors import DESCRIPTORS
+from cv_patchpose.detectors import create_detector
 
 SIDE = 241
 CENTER = (SIDE - 1) / 2
@@ -158,6 +160,17 @@ class TestOptions:
         (posed,) = kept.assign(disc(90.0, 2.0), [point()])
         assert posed.size == SIZE
         assert turn_between(posed.angle, 90) < 1
+
+    @pytest.mark.parametrize("name", ["orb", "akaze"])
+    def test_a_scale_that_is_kept_is_kept_in_the_descriptor_s_fields(self, toy_model, name):
+        image = data.camera()
+        found = create_detector(name, 200).detect(image)
+        kept = PatchPoseAssigner(toy_model, assign_scale=False, keep_duplicates=True)
+        posed = kept.assign(image, found, descriptor=name)
+        assert len(posed) == len(found) > 100
+        for one, other in zip(posed, found, strict=True):
+            assert one.octave == other.octave
+            assert one.size == pytest.approx(other.size, rel=1e-5)
 
     def test_orientation_can_be_kept(self, toy_model):
         kept = PatchPoseAssigner(toy_model, assign_orientation=False, scale_prior_octaves=None)

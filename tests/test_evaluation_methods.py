@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from cv_patchpose.descriptors import rule_for
 from cv_patchpose.evaluation.description import Features, describe_keypoints
 from cv_patchpose.evaluation.detection import DETECTORS, SCALELESS_DETECTORS, detect
-from cv_patchpose.evaluation.gradient_histogram import dominant_gradient_deg
+from cv_patchpose.evaluation.gradient_histogram import characteristic_size_px, dominant_gradient_deg
 from cv_patchpose.evaluation.interface import MethodSettings
 from cv_patchpose.evaluation.matchers import match_features
 from cv_patchpose.evaluation.methods import CONTROLS, load_method, require_one_pose
@@ -50,6 +50,21 @@ def ramp(direction_deg):
 def test_convention_gradient_histogram_points_to_the_bright_side_clockwise(direction_deg):
     found = dominant_gradient_deg(ramp(direction_deg), np.array([[50.0, 50.0]]), np.array([60.0]))
     assert abs((found[0] - direction_deg + 180) % 360 - 180) < 1
+
+
+@pytest.mark.parametrize("radius_px", [7, 12, 20])
+def test_the_characteristic_size_of_a_disc_is_its_diameter_over_root_2(radius_px):
+    image = np.zeros((200, 200, 3), np.uint8)
+    cv2.circle(image, (100, 90), radius_px, (255, 255, 255), -1, cv2.LINE_AA)
+    center = np.array([[100.0, 90.0]])
+    found = characteristic_size_px(image, center, np.array([8.0 * radius_px]))[0]
+    assert found == pytest.approx(2**0.5 * radius_px, rel=0.1)
+    # The negative is a blob of the same size, and so is one read in another window.
+    assert characteristic_size_px(255 - image, center, np.array([8.0 * radius_px])) == (
+        pytest.approx(found, rel=1e-3)
+    )
+    wider = characteristic_size_px(image, center, np.array([11.0 * radius_px]))
+    assert wider == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from cv_patchpose.evaluation.homography_matching import PairResult, summarize
+from cv_patchpose.evaluation.homography_matching import summarize
 from cv_patchpose.evaluation.interface import Estimates
 from cv_patchpose.evaluation.metrics import (
     count_distinct_correct,
@@ -15,6 +15,7 @@ from cv_patchpose.evaluation.metrics import (
     summarize_pose_errors,
 )
 from cv_patchpose.evaluation.report import format_table
+from cv_patchpose.evaluation.results import PairResult
 
 
 def test_accuracy_counts_matches_up_to_and_with_the_threshold():

@@ -19,9 +19,9 @@ from cv_patchpose.evaluation.metrics import PoseErrors
 from cv_patchpose.evaluation.patch_pairs import (
     PairErrors,
     PatchPairsProtocol,
-    read_patches,
     summarize_pair_errors,
 )
+from cv_patchpose.evaluation.patch_readings import read_patches
 from cv_patchpose.patchpose.generator import generate
 from cv_patchpose.patchpose.options import PatchPoseConfig
 from cv_patchpose.patchpose.sources import PatchPoseDataset

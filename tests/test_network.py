@@ -26,10 +26,20 @@ def with_halo(patch, halo):
 
 
 @pytest.mark.parametrize("bins", [1, 7, 18, 35])
-def test_turning_by_whole_bins_rolls_the_orientation_histogram_exactly(network, bins):
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"stride": 1, "separable": True, "aligned": False},
+        {"stride": 1, "channels": (16,), "hidden": 32},
+    ],
+)
+def test_turning_by_whole_bins_rolls_the_orientation_histogram_exactly(shape, bins):
+    torch.manual_seed(0)
+    network = PolarNet(PolarNetConfig.for_bins(PoseBins(), **shape)).eval()
     grid = network.config.grid
     patch = torch.randn(3, 1, grid.rows, grid.columns)
-    turned = torch.roll(patch, 2 * bins, -1)
+    turned = torch.roll(patch, network.config.stride * bins, -1)
     with torch.no_grad():
         scale, orientation = network(with_halo(patch, grid.halo), torch.zeros(3, 13))
         turned_scale, turned_orientation = network(with_halo(turned, grid.halo), torch.zeros(3, 13))

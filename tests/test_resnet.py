@@ -96,7 +96,7 @@ def test_the_default_recipe_is_the_paper_s():
     assert recipe("polar") == TrainConfig()
     with pytest.raises(ValueError, match="network: expected one of polar, resnet18, got 'vgg'"):
         recipe("vgg")
-    with pytest.raises(ValueError, match="recipe: expected one of paper, views for resnet18"):
+    with pytest.raises(ValueError, match="recipe: expected one of paper, pairs, views for"):
         recipe("resnet18", "polar")
 
 
@@ -248,5 +248,7 @@ def test_polar_networks_refuse_what_they_cannot_learn():
         TrainConfig(source="patchpose")
     with pytest.raises(ValueError, match="targets: expected both for polar"):
         TrainConfig(targets=("scale",))
-    with pytest.raises(ValueError, match="expected a whole or half number per octave, got 2.25"):
+    with pytest.raises(
+        ValueError, match="expected a whole number of rows per octave with stride 2"
+    ):
         network_config(TrainConfig(scale_bins=10))

@@ -106,7 +106,12 @@ def test_sizes_of_a_known_detector_are_brought_to_those_of_sift(name, size, expe
     window_px, size_px, sigma = chosen(keypoints([size]), detector=detector_traits(name))
     assert size_px == pytest.approx([expected])
     assert window_px == pytest.approx([18 * expected])
-    assert sigma == [0.2]
+    assert sigma == [0.03]  # levels are kept
+
+
+def test_a_measured_scale_has_the_model_s_prior():
+    for name in ("sift", "harrislaplace"):
+        assert chosen(keypoints([7.0]), detector=detector_traits(name))[2] == [0.2]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
 from cv_patchpose.histograms import PoseBins  # noqa: E402
-from cv_patchpose.patches import sample_patches  # noqa: E402
+from cv_patchpose.patches import build_pyramid, sample_patches  # noqa: E402
 from cv_patchpose.training import calibration  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
 from cv_patchpose.training.checkpoint import (  # noqa: E402
@@ -28,12 +28,15 @@ from cv_patchpose.training.checkpoint import (  # noqa: E402
 )
 from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
+from cv_patchpose.training.imitation import Teacher  # noqa: E402
 from cv_patchpose.training.network import PolarNet  # noqa: E402
 from cv_patchpose.training.objective import (  # noqa: E402
     Logits,
     PoseLoss,
+    imitation_loss,
     pair_changes,
     pose_accuracy,
+    run_network,
 )
 from cv_patchpose.training.options import LOSSES, SynthesisConfig, TrainConfig  # noqa: E402
 from cv_patchpose.training.photographs import Photograph  # noqa: E402
@@ -420,3 +423,47 @@ def test_export_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="not a checkpoint of format 1"):
         export_checkpoint(tmp_path / "old.pt", tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_pupil_learns_what_its_teacher_says(texture_folder, tmp_path):
+    """Imitation above all, of the bundled model by a smaller network that reads another grid."""
+    config = dataclasses.replace(
+        TINY, stride=1, aligned=False, hidden=32, teacher="polar", teacher_weight=50.0,
+        budget_keypoints=640, learning_rate=1e-2,
+    )  # fmt: skip
+    trainer = Trainer(texture_folder, tmp_path / "run", config)
+    batch = next(iter(trainer._streams()[0]))
+    assert batch.patches.shape[2:] == (1, 21, 42)
+    assert batch.taught_orientation.shape == (16, 4, 36)
+
+    def divergence():
+        with torch.no_grad():
+            logits = run_network(trainer.network, batch, trainer.shape.bins)
+            return float(imitation_loss(logits, batch))
+
+    before = divergence()
+    trainer.train()
+    assert divergence() < 0.7 * before
+
+
+def test_a_teacher_of_other_bins_is_refused(texture_folder, tmp_path):
+    config = dataclasses.replace(TINY, scale_bins=9, teacher="polar")
+    with pytest.raises(ValueError, match="teacher: expected .*scale=9.*got .*scale=13"):
+        Trainer(texture_folder, tmp_path / "run", config)
+
+
+def test_a_teacher_reads_windows_of_several_sizes(toy_model):
+    """Its histograms of a wider window come back to the bins of the pupil's."""
+    image = np.zeros((240, 240), np.uint8)
+    cv2.circle(image, (120, 120), 20, 255, -1, cv2.LINE_AA)
+    place, window, unknown = np.array([[120.0, 120.0]]), np.array([110.0]), np.array([np.inf])
+    peaks = []
+    for octaves in ((0.0,), (1 / 3,), (-1 / 3,), (-1 / 3, 0.0, 1 / 3)):
+        teacher = Teacher(toy_model, PoseBins(), octaves)
+        found = teacher.histograms(build_pyramid(image), place, window, unknown)
+        assert found.scale.sum() == pytest.approx(1, abs=1e-5)
+        assert found.orientation.sum() == pytest.approx(1, abs=1e-5)
+        peaks.append(int(found.scale.argmax()))
+    assert len(set(peaks)) == 1
+    with pytest.raises(ValueError, match="teacher_octaves: expected whole scale bins"):
+        Teacher(toy_model, PoseBins(), (0.2,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,8 @@ from cv_patchpose.evaluation.description import DESCRIPTORS
 from cv_patchpose.evaluation.detection import DETECTORS, PEER_DETECTORS
 from cv_patchpose.evaluation.matchers import MATCHERS
 from cv_patchpose.evaluation.methods import CONTROLS
-from cv_patchpose.evaluation.report import describe_environment, format_table
+from cv_patchpose.evaluation.report import describe_environment, format_json, format_table
+from cv_patchpose.evaluation.report_folder import PAGE, prepare_report, write_report
 from cv_patchpose.evaluation.runner import require_choice
 from cv_patchpose.files import check_output, write_file
 from cv_patchpose.patchpose.plan import SPLIT_RULES, SPLITS
@@ -36,6 +36,7 @@ _BENCHMARKS: dict[str, tuple[ModuleType, type[Any]]] = {
 _ON_DATASETS: dict[str, tuple[ModuleType, type[Any]]] = {
     "patchpose": (patch_pairs, patch_pairs.PatchPairsProtocol),
 }
+_CACHE = ".cv-patchpose-cache"
 _OPTIONS = {
     field.name
     for _, protocol in (*_BENCHMARKS.values(), *_ON_DATASETS.values())
@@ -49,8 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("benchmark", metavar="BENCHMARK", help=f"one of {names}")
     parser.add_argument("root", type=Path, metavar="ROOT",
                         help="folder of sequences, of images, or a PatchPose dataset")  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file to write")
+    parser.add_argument("--report", type=Path, metavar="DIR",
+            help="folder for report.html with plots and pictures, report.json, rows.csv and "
+            "pairs.csv; -o, --report or both")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--cache", type=Path, metavar="DIR",
+            help="where results of pairs are kept, so that a run goes on where it was stopped and "
+            f"a new method measures only itself (default {_CACHE} beside the output)")  # fmt: skip
+    parser.add_argument("--no-cache", action="store_true", help="measure everything, keep nothing")
     options = parser.add_argument_group("protocol").add_argument
     absent = argparse.SUPPRESS
     options("--methods", type=_comma_list, required=True, metavar="A,B,...",
@@ -106,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
         ValueError: Unknown benchmark, method or option for it, or nothing to measure.
     """
     require_choice("benchmark", args.benchmark, tuple(_BENCHMARKS))
-    check_output(args.output, (".json",))
+    _check_outputs(args)
     module, protocol_class = _find_benchmark(args)
     protocol = _build_protocol(args, protocol_class)
-    outcome = module.run_benchmark(args.root, protocol, args.jobs)
+    outcome = module.run_benchmark(args.root, protocol, args.jobs, _cache_folder(args))
     content = {
         "benchmark": args.benchmark,
         "protocol": {"root": args.root.name, **dataclasses.asdict(protocol)},
@@ -117,12 +125,37 @@ def run(args: argparse.Namespace) -> int:
         "failures": outcome.failures,
         "environment": describe_environment(),
     }
-    text = json.dumps(content, indent=2, default=_name_of) + "\n"
-    write_file(args.output, text.encode())
+    if args.output:
+        write_file(args.output, format_json(content).encode())
     print(format_table(outcome.rows))
+    if args.report:
+        show = getattr(module, "show_pair", None)
+        write_report(args.report, content, outcome, protocol, show)
+        print(args.report / PAGE)
+    reused, total = outcome.reused
+    if reused:
+        print(f"{reused} of {total} results are from earlier runs (--no-cache measures again)")
     for name, what in outcome.failures.items():
         print(f"not measured: {name}: {what}", file=sys.stderr)
     return int(bool(outcome.failures))
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    if args.output is None and args.report is None:
+        raise ValueError("output: expected -o FILE.json, --report DIR or both, got neither")
+    if args.cache and args.no_cache:
+        raise ValueError("cache: expected --cache DIR or --no-cache, got both")
+    if args.report:
+        prepare_report(args.report)
+    if args.output:
+        check_output(args.output, (".json",))
+
+
+def _cache_folder(args: argparse.Namespace) -> Path | None:
+    if args.no_cache:
+        return None
+    beside: Path = args.output.parent if args.output else args.report
+    return args.cache or beside / _CACHE
 
 
 def _find_benchmark(args: argparse.Namespace) -> tuple[ModuleType, type[Any]]:
@@ -139,11 +172,6 @@ def _build_protocol(args: argparse.Namespace, protocol_class: type[Any]) -> Any:
         what = f"{args.benchmark} on a dataset" if is_dataset(args.root) else args.benchmark
         raise ValueError(f"{option}: expected an option of {what}, got one of another")
     return protocol_class(**given)
-
-
-def _name_of(path: Path) -> str:
-    """Where files lie is nobody else's business, what they are called may help."""
-    return path.name
 
 
 def _comma_list(text: str) -> tuple[str, ...]:

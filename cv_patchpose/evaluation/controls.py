@@ -9,7 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.detection import Detections
-from cv_patchpose.evaluation.gradient_histogram import SIFT_MAGNIFICATION, dominant_gradient_deg
+from cv_patchpose.evaluation.gradient_histogram import (
+    SIFT_MAGNIFICATION,
+    characteristic_size_px,
+    dominant_gradient_deg,
+)
 from cv_patchpose.evaluation.interface import (
     AffineKeypoints,
     Estimates,
@@ -118,6 +122,39 @@ class AngleOnly:
         xy_px, window_px = _supports(keypoints, self.magnification, self.window_px)
         angle_deg = self.estimator(image, xy_px, window_px)
         return Estimates(np.full(len(xy_px), np.nan), angle_deg)
+
+
+@dataclass(frozen=True)
+class SiftAtPoint:
+    """SIFT's rules for both scale and orientation, at points that anything found.
+
+    The orientation is read in the window, or at the size found where there is no fixed one.
+
+    Attributes:
+        magnification: Window of the scale's rule in sizes of the keypoint.
+        window_px: One window for all, or None.
+        route: "fields" or "patches", see :class:`Method`.
+    """
+
+    magnification: float
+    window_px: float | None = None
+    route: Route = "fields"
+
+    def pose(
+        self, image: Image, detections: Detections, descriptor: str = "sift"
+    ) -> KeypointArrays:
+        """Return the points with sizes and angles; see :meth:`Detections.write_fields`."""
+        found = self.estimate(image, detections.characteristic)
+        size_px = (found.size_px * detections.size_unit).astype(np.float32)
+        points = replace(_with_angles(detections.points, found.angle_deg), size_px=size_px)
+        return _write(points, detections, descriptor, image, self.route)
+
+    def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
+        """Return sizes and angles."""
+        xy_px, window_px = _supports(keypoints, self.magnification, self.window_px)
+        size_px = characteristic_size_px(image, xy_px, window_px)
+        support_px = SIFT_MAGNIFICATION * size_px if self.window_px is None else window_px
+        return Estimates(size_px, dominant_gradient_deg(image, xy_px, support_px))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""SIFT's rule for orientation, on the sampler's patches: the control for learned ones."""
+"""SIFT's rules for orientation and scale, on the sampler's patches: controls for learned ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from cv_patchpose.patches import SquareGrid, build_pyramid, sample_square
 SIFT_MAGNIFICATION = 4.5
 _BINS = 36
 _GRID = SquareGrid(size=32)
+_SCALE_GRID = SquareGrid(size=64)
+_SCALES_PER_OCTAVE = 6
+# Blobs from two samples wide to what fits into the patch: 3 sigma on each side.
+_SIGMAS = 2.0 ** (np.arange(0, 20) / _SCALES_PER_OCTAVE)
 _SMOOTHING = np.array([1, 4, 6, 4, 1]) / 16
 
 
@@ -39,6 +43,43 @@ def dominant_gradient_deg(
     return _peaks_deg(histograms.reshape(-1, _BINS))
 
 
+def characteristic_size_px(
+    image: NDArray[np.uint8], xy_px: NDArray[np.float64], window_px: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Find the size at which each window's centre is most of a blob.
+
+    Args:
+        image: (h, w, 3) uint8, BGR.
+        xy_px: (N, 2) centres, pixels.
+        window_px: (N,) sides of the support; sizes lie between 1/32 and 1/3.5 of them.
+
+    Returns:
+        (N,) 2 sigma of the scale-normalised Laplacian whose answer is strongest, pixels.
+
+    Source:
+        Lindeberg, "Feature detection with automatic scale selection", IJCV 1998,
+        https://doi.org/10.1023/A:1008045108935; SIFT's differences of Gaussians approximate it.
+    """
+    upright = np.zeros(len(xy_px))
+    patches = sample_square(build_pyramid(image), xy_px, window_px, upright, _SCALE_GRID)
+    kernels = np.stack([_laplacian(sigma).ravel() for sigma in _SIGMAS])
+    answer = np.abs(patches.reshape(len(xy_px), kernels.shape[1]) @ kernels.T)
+    best = answer[:, 1:-1].argmax(1) + 1
+    row = np.arange(len(answer))
+    shift = _top_of_parabola(*(answer[row, best + step] for step in (-1, 0, 1)))
+    octaves = (best + np.clip(shift, -0.5, 0.5)) / _SCALES_PER_OCTAVE
+    return np.asarray(2 * 2.0**octaves * window_px / _SCALE_GRID.size, np.float64)
+
+
+def _laplacian(sigma: float) -> NDArray[np.float64]:
+    """(P, P) scale-normalised Laplacian of a Gaussian about the patch's centre; sums to 0."""
+    offset = np.arange(_SCALE_GRID.size) - (_SCALE_GRID.size - 1) / 2
+    squared = (offset[:, None] ** 2 + offset**2) / sigma**2
+    kernel = (squared - 2) * np.exp(-squared / 2) / sigma**2
+    weight = np.exp(-squared / 2)
+    return np.asarray(kernel - weight * (kernel.sum() / weight.sum()), np.float64)
+
+
 def _orientation_histogram(patch: NDArray[np.float32]) -> NDArray[np.float64]:
     """(36,) smoothed histogram of a (P, P) patch, bin i centred at 10 i degrees."""
     size = len(patch)
@@ -62,8 +103,15 @@ def _peaks_deg(histograms: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) angle of the highest bin, refined by the parabola through it and its neighbours."""
     row = np.arange(len(histograms))
     peak = histograms.argmax(1)
-    centre = histograms[row, peak]
-    left, right = histograms[row, peak - 1], histograms[row, (peak + 1) % _BINS]
-    curvature = left - 2 * centre + right
-    shift = np.where(curvature < 0, 0.5 * (left - right) / np.where(curvature < 0, curvature, 1), 0)
+    neighbours = histograms[row, peak - 1], histograms[row, (peak + 1) % _BINS]
+    shift = _top_of_parabola(neighbours[0], histograms[row, peak], neighbours[1])
     return np.asarray((peak + shift) * (360 / _BINS) % 360)
+
+
+def _top_of_parabola(
+    left: NDArray[np.float64], centre: NDArray[np.float64], right: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(N,) steps from the middle one of three samples to the top of the parabola through them."""
+    curvature = left - 2 * centre + right
+    bent = curvature < 0
+    return np.where(bent, 0.5 * (left - right) / np.where(bent, curvature, 1), 0)

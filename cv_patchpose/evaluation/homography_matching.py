@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from cv_patchpose.evaluation.description import Features
 from cv_patchpose.evaluation.geometry import corner_error_px, estimate_homography
 from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import (
+    CORRECT_PX,
     MMA_NAMES,
     count_distinct_correct,
     homography_accuracy,
@@ -23,16 +22,21 @@ from cv_patchpose.evaluation.metrics import (
     median_seconds,
 )
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
-from cv_patchpose.evaluation.runner import Outcome, require_positive, run_units
+from cv_patchpose.evaluation.results import PairResult
+from cv_patchpose.evaluation.runner import Outcome, measure_units, require_positive
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.sequences import (
-    ImageSequence,
+    PlanarPair,
     View,
     find_sequences,
-    thin_out,
+    list_pairs,
     turn_image,
 )
 from cv_patchpose.files import read_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
+from cv_patchpose.matching import Matches
+
+_IMAGES_KEPT = 4  # whose features are kept: image 1 of a sequence is in all of its pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,80 +61,82 @@ class MatchingProtocol(PipelineOptions):
             raise ValueError(f"min_zoom_change: expected above 1, got {self.min_zoom_change}")
 
 
-@dataclass(frozen=True)
-class PairResult:
-    """What one method got on one pair.
-
-    Attributes:
-        method: Name.
-        keypoints: Mean number of described keypoints of the two images.
-        matches: Number of matches.
-        correct: Number of distinct correct matches.
-        accuracy: Share of matches within 1, 2, ... 10 px.
-        refused: Whether the descriptor raised an error over the fields it found, in either image;
-            there are no matches then.
-        corner_error: Of the homography that fits the matches, pixels; inf where none does.
-        seconds: Time of each stage.
-    """
-
-    method: str
-    keypoints: float
-    matches: int
-    correct: int
-    accuracy: list[float]
-    refused: bool = False
-    corner_error: float = math.inf
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-def run_benchmark(root: Path, protocol: MatchingProtocol, jobs: int = 1) -> Outcome:
+def run_benchmark(
+    root: Path, protocol: MatchingProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Match every pair under a root with every method.
 
     Args:
         root: Folder with sequences in HPatches layout.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
     """
     load_pipeline(protocol)
     sequences, failures = find_sequences(root)
-    if protocol.quick:
-        sequences = thin_out(sequences)
-    results, failed = run_units(partial(measure_sequence, protocol=protocol), sequences, jobs)
-    if not results:
+    pairs = list_pairs(sequences, protocol.quick)
+    _features.cache_clear()  # the files may have changed since
+    samples, failed = measure_units(
+        measure_pair, PairResult, pairs, protocol, jobs=jobs, cache=cache
+    )
+    if not samples:
         raise ValueError(f"root: expected pairs that meet the protocol, got none under {root}")
-    rows = [summarize(results, method) for method in protocol.methods]
-    return Outcome(rows, failures | failed)
+    rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
+    units = {(pair.sequence, pair.pair): pair for pair in pairs}
+    return Outcome(rows, failures | failed, samples, units)
 
 
-def measure_sequence(sequence: ImageSequence, protocol: MatchingProtocol) -> list[PairResult]:
-    """Match image 1 of a sequence with each of its targets.
+def measure_pair(pair: PlanarPair, protocol: MatchingProtocol) -> list[Sample[PairResult]]:
+    """Match a pair with each method.
 
     Args:
-        sequence: Image 1 and its targets.
+        pair: Image 1 of a sequence and another of it.
         protocol: What is measured and how.
 
     Returns:
-        One result per kept pair and method.
+        One sample per method; none if the protocol does not want the pair.
     """
-    pipeline = load_pipeline(protocol)
-    view1 = turn_image(read_image(sequence.first))
-    features1: dict[str, Features] = {}
-    results = []
-    for target in sequence.targets:
-        view2 = turn_image(read_image(target.path), protocol.rotate, protocol.zoom)
-        homography = view2.from_photo @ target.homography
-        if not _changes_zoom(view1, homography, protocol.min_zoom_change):
-            continue
-        features1 = features1 or pipeline.compute(view1)
-        features2 = pipeline.compute(view2)
-        results += [
-            score_pair(name, features1[name], features2[name], homography, view1, protocol.matcher)
-            for name in protocol.methods
-        ]
-    return results
+    view1, view2, homography = _read_pair(pair, protocol)
+    if not _changes_zoom(view1, homography, protocol.min_zoom_change):
+        return []
+    features1 = _features(pair.first, protocol)
+    features2 = load_pipeline(protocol).compute(view2)
+    results = (
+        score_pair(name, features1[name], features2[name], homography, view1, protocol.matcher)
+        for name in protocol.methods
+    )
+    return [Sample(pair.sequence, pair.pair, result.method, result) for result in results]
+
+
+def show_pair(pair: PlanarPair, protocol: MatchingProtocol) -> ShownPair:
+    """Match a pair with each method, to look at the correct ones."""
+    view1, view2, homography = _read_pair(pair, protocol)
+    features = [load_pipeline(protocol).compute(view) for view in (view1, view2)]
+    matches = {}
+    for name in protocol.methods:
+        features1, features2 = (each[name] for each in features)
+        found = match_features(features1, features2, protocol.matcher)
+        xy1, xy2 = features1.xy_px[found[:, 0]], features2.xy_px[found[:, 1]]
+        correct = np.linalg.norm(project(homography, xy1) - xy2, axis=1) <= CORRECT_PX
+        counts = (len(features1.keypoints), len(features2.keypoints))
+        matches[name] = Matches(counts, xy1.astype(np.float32), xy2.astype(np.float32), correct)
+    return ShownPair(view1.image, view2.image, matches, "correct")
+
+
+def _read_pair(
+    pair: PlanarPair, protocol: MatchingProtocol
+) -> tuple[View, View, NDArray[np.float64]]:
+    view1 = turn_image(read_image(pair.first))
+    view2 = turn_image(read_image(pair.target.path), protocol.rotate, protocol.zoom)
+    return view1, view2, view2.from_photo @ pair.target.homography
+
+
+@lru_cache(maxsize=_IMAGES_KEPT)
+def _features(path: Path, protocol: MatchingProtocol) -> dict[str, Features]:
+    return load_pipeline(protocol).compute(turn_image(read_image(path)))
 
 
 def summarize(results: list[PairResult], method: str) -> dict[str, float | str]:

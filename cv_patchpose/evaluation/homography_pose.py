@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.detection import detect, harris_corners
-from cv_patchpose.evaluation.interface import Method, MethodSettings
+from cv_patchpose.evaluation.interface import Image, Method, MethodSettings
 from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import (
+    RIGHT_DEG,
     PoseErrors,
     pose_errors,
     summarize_pose_errors,
@@ -21,20 +21,22 @@ from cv_patchpose.evaluation.metrics import (
 from cv_patchpose.evaluation.runner import (
     Outcome,
     load_methods,
+    measure_units,
     require_choice,
     require_positive,
-    run_units,
 )
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.sequences import (
-    ImageSequence,
+    PlanarPair,
     View,
     find_sequences,
-    thin_out,
+    list_pairs,
     turn_image,
 )
 from cv_patchpose.files import read_image
 from cv_patchpose.homography import global_change, local_jacobian, nearest_similarity, project
 from cv_patchpose.keypoints import KeypointArrays
+from cv_patchpose.matching import Matches
 
 POINT_SOURCES = ("fixed", "repeated")
 GROUND_TRUTHS = ("local", "global")
@@ -79,67 +81,88 @@ class PoseProtocol:
         require_choice("ground_truth", self.ground_truth, GROUND_TRUTHS)
         require_one_pose(self.methods)
 
+    @property
+    def most_points(self) -> int:
+        """Strongest SIFT points of "repeated"."""
+        return min(500, self.max_keypoints) if self.quick else self.max_keypoints
 
-def run_benchmark(root: Path, protocol: PoseProtocol, jobs: int = 1) -> Outcome:
+
+def run_benchmark(
+    root: Path, protocol: PoseProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Measure relative poses on every pair under a root with every method.
 
     Args:
         root: Folder with sequences in HPatches layout.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
     """
-    if protocol.quick:
-        protocol = replace(protocol, max_keypoints=min(500, protocol.max_keypoints))
     _methods(protocol)
     sequences, failures = find_sequences(root)
-    if protocol.quick:
-        sequences = thin_out(sequences)
-    results, failed = run_units(partial(measure_sequence, protocol=protocol), sequences, jobs)
+    pairs = list_pairs(sequences, protocol.quick)
+    samples, failed = measure_units(
+        measure_pair, PoseErrors, pairs, protocol, jobs=jobs, cache=cache
+    )
     rows = [
-        {"method": name, **summarize_pose_errors([result[name] for result in results])}
+        {"method": name, **summarize_pose_errors(results_of(samples, name))}
         for name in protocol.methods
     ]
-    return Outcome(rows, failures | failed)
+    units = {(pair.sequence, pair.pair): pair for pair in pairs}
+    return Outcome(rows, failures | failed, samples, units)
 
 
-def measure_sequence(
-    sequence: ImageSequence, protocol: PoseProtocol
-) -> list[dict[str, PoseErrors]]:
-    """Measure relative poses between image 1 of a sequence and each of its targets.
+def measure_pair(pair: PlanarPair, protocol: PoseProtocol) -> list[Sample[PoseErrors]]:
+    """Measure relative poses between image 1 of a sequence and another of it.
 
     Args:
-        sequence: Image 1 and its targets.
+        pair: The two images.
         protocol: What is measured and how.
 
     Returns:
-        For each pair the errors of each method.
+        One sample per method.
     """
-    methods = _methods(protocol)
-    view1 = turn_image(read_image(sequence.first))
-    results = []
-    for target in sequence.targets:
-        view2 = turn_image(read_image(target.path), protocol.rotate, protocol.zoom)
-        homography = view2.from_photo @ target.homography
-        if protocol.points == "fixed":
-            points1, points2 = fixed_points(view1, view2, homography, protocol.window_px)
-        else:
-            points1, points2 = repeated_points(view1, view2, homography, protocol.max_keypoints)
-        scale, angle_deg = _true_change(homography, points1, protocol.ground_truth)
-        results.append(
-            {
-                name: pose_errors(
-                    method.estimate(view1.image, points1),
-                    method.estimate(view2.image, points2),
-                    scale,
-                    angle_deg,
-                )
-                for name, method in methods.items()
-            }
-        )
-    return results
+    found = _measure(pair, protocol)
+    return [Sample(pair.sequence, pair.pair, name, each) for name, each in found.errors.items()]
+
+
+def show_pair(pair: PlanarPair, protocol: PoseProtocol) -> ShownPair:
+    """Measure a pair with each method, to look at the points where the turn is right."""
+    found = _measure(pair, protocol)
+    (image1, image2), (points1, points2) = found.images, found.points
+    counts = (len(points1), len(points2))
+    matches = {
+        name: Matches(counts, points1.xy_px, points2.xy_px, errors.angle_deg <= RIGHT_DEG)
+        for name, errors in found.errors.items()
+    }
+    return ShownPair(image1, image2, matches, f"turned right within {RIGHT_DEG} degrees")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    images: tuple[Image, Image]
+    points: tuple[KeypointArrays, KeypointArrays]
+    errors: dict[str, PoseErrors]
+
+
+def _measure(pair: PlanarPair, protocol: PoseProtocol) -> _Measured:
+    view1 = turn_image(read_image(pair.first))
+    view2 = turn_image(read_image(pair.target.path), protocol.rotate, protocol.zoom)
+    homography = view2.from_photo @ pair.target.homography
+    if protocol.points == "fixed":
+        points = fixed_points(view1, view2, homography, protocol.window_px)
+    else:
+        points = repeated_points(view1, view2, homography, protocol.most_points)
+    change = _true_change(homography, points[0], protocol.ground_truth)
+    images = (view1.image, view2.image)
+    errors = {}
+    for name, method in _methods(protocol).items():
+        estimates1, estimates2 = map(method.estimate, images, points)
+        errors[name] = pose_errors(estimates1, estimates2, *change)
+    return _Measured(images, points, errors)
 
 
 def fixed_points(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.estimator import BUNDLED_MODELS
+from cv_patchpose.estimator import BUNDLED_MODELS, model_path
 from cv_patchpose.evaluation.controls import (
     AffineShape,
     AngleEstimator,
     AngleOnly,
     OwnPose,
+    SiftAtPoint,
     Upright,
 )
 from cv_patchpose.evaluation.gradient_histogram import SIFT_MAGNIFICATION, dominant_gradient_deg
@@ -28,10 +29,12 @@ CONTROLS = (
     "detector",
     "detector-all",
     "gradient-histogram",
+    "sift-at-point",
     "orinet",
     "affnet",
     "orinet+affnet",
 )
+_PEERS = ("orinet", "affnet", "orinet+affnet")
 # Windows of OriNet and AffNet in characteristic sizes: what kornia's frames of 6 sizes span.
 PEER_MAGNIFICATION = 12.0
 _ROUTES: dict[str | None, Route] = {"@naive": "naive", "@describe": "patches"}
@@ -72,6 +75,7 @@ def load_method(spec: str, settings: MethodSettings) -> Method:
         "detector": lambda: OwnPose(window_px=window_px, route=route),
         "detector-all": lambda: OwnPose(every_orientation=True, window_px=window_px, route=route),
         "gradient-histogram": lambda: angle_only(dominant_gradient_deg, SIFT_MAGNIFICATION),
+        "sift-at-point": lambda: SiftAtPoint(PEER_MAGNIFICATION, window_px, route),
         "orinet": lambda: angle_only(OriNet(weights), PEER_MAGNIFICATION),
         "affnet": lambda: affine_shape(orient=False),
         "orinet+affnet": lambda: affine_shape(orient=True),
@@ -88,6 +92,32 @@ def _load_file(path: Path, settings: MethodSettings) -> Method:
         raise ValueError(f"methods: expected a function load_method(settings) in {path}, got none")
     method: Method = load(settings)
     return method
+
+
+def is_learned(spec: str) -> bool:
+    """Whether a name is that of a network of this package."""
+    return not spec.endswith(".py") and spec.removesuffix("@describe") not in CONTROLS
+
+
+def identify_method(spec: str, weights: Sequence[Path]) -> tuple[str, tuple[Path, ...]]:
+    """Name a method apart from what its files are called.
+
+    Args:
+        spec: See :func:`load_method`.
+        weights: Files of published networks.
+
+    Returns:
+        The name, or what is left of it without a file's, and the files whose content decides what
+        the method does.
+    """
+    if spec.endswith(".py"):
+        return "", (Path(spec), *weights)
+    if not is_learned(spec):
+        return spec, tuple(weights) if spec.removesuffix("@describe") in _PEERS else ()
+    match = _LEARNED_SPEC.fullmatch(spec)
+    model = match["model"] if match else spec
+    bundled = model in BUNDLED_MODELS
+    return spec.removeprefix(model), (model_path(model) if bundled else Path(model),)
 
 
 def require_one_pose(specs: Sequence[str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.interface import Estimates
+from cv_patchpose.evaluation.samples import Figures
 
 MMA_THRESHOLDS_PX = tuple(range(1, 11))
 MMA_NAMES = tuple(f"mma_{px}" for px in MMA_THRESHOLDS_PX)
@@ -16,6 +18,7 @@ CORRECT_PX = 3.0
 ORIENTATION_LIMITS_DEG = (5, 10, 20)
 # Whole bins differ by a limit or not at all, whatever the last digit of their centres is.
 _ROUNDING = 1e-9
+RIGHT_DEG = 10  # by which pairs are ranked
 SCALE_LIMITS_OCTAVES = {"1_6": 1 / 6, "1_3": 1 / 3}
 CORNER_LIMITS_PX = (1, 3, 5)
 MAA_LIMITS_DEG = (5, 10)
@@ -78,10 +81,10 @@ def homography_accuracy(corner_error_px: Sequence[float]) -> dict[str, float]:
 
 
 def mean_average_accuracy(error_deg: Sequence[float], limit_deg: int) -> float:
-    """Mean over 1, 2, ... ``limit_deg`` degrees of the share of pairs within.
+    """Mean over 1, 2, ... ``limit_deg`` degrees of the share of estimates within.
 
     Args:
-        error_deg: One error per pair, at least one; inf where no pose was found.
+        error_deg: One error per estimate, at least one; inf where no pose was found.
         limit_deg: The largest threshold.
 
     Source: Jin et al., "Image Matching across Wide Baselines: From Paper to Practice", IJCV 2020,
@@ -97,10 +100,14 @@ def median_seconds(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     Args:
         seconds: One mapping per pair, at least one, from stage to seconds.
     """
-    return {
-        f"seconds_{stage}": float(np.median([each[stage] for each in seconds]))
-        for stage in seconds[0]
-    }
+    return name_seconds(
+        {stage: float(np.median([each[stage] for each in seconds])) for stage in seconds[0]}
+    )
+
+
+def name_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the time of each stage under the name ``seconds_STAGE``."""
+    return {f"seconds_{stage}": value for stage, value in seconds.items()}
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,35 @@ class PoseErrors:
 
     scale_octaves: NDArray[np.float64]
     angle_deg: NDArray[np.float64]
+
+    MERIT: ClassVar[str] = f"points whose orientation is right within {RIGHT_DEG} degrees"
+
+    @property
+    def merit(self) -> float:
+        """Higher is better."""
+        return float(np.sum(self.angle_deg <= RIGHT_DEG))
+
+    @property
+    def summary(self) -> str:
+        """In words."""
+        return f"is right at {self.merit:.0f} of {len(self.angle_deg)} points"
+
+    def figures(self) -> Figures:
+        """Return the shares of the points within the limits."""
+        return {**summarize_pose_errors([self])}
+
+    def errors(self) -> dict[str, NDArray[np.float64]]:
+        """Return the errors where they are measured."""
+        named = {
+            "error of orientation, degrees": self.angle_deg,
+            "error of scale, octaves": self.scale_octaves,
+        }
+        return {name: errors[~np.isnan(errors)] for name, errors in named.items()}
+
+    @classmethod
+    def restore(cls, content: Figures) -> Self:
+        """Make errors of their fields."""
+        return cls(**{name: np.asarray(value, np.float64) for name, value in content.items()})
 
 
 def pose_errors(

@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.evaluation.interface import Method, MethodSettings
-from cv_patchpose.evaluation.learned import Learned
 from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import (
     PoseErrors,
     angle_difference_deg,
     summarize_pose_errors,
 )
-from cv_patchpose.evaluation.runner import Outcome, load_methods, require_positive, run_units
-from cv_patchpose.histograms import PatchPoses, PoseHistograms, find_modes
-from cv_patchpose.keypoints import arrays_from_keypoints
-from cv_patchpose.patchpose.patch_sets import Chosen, Patches, PatchSet
+from cv_patchpose.evaluation.patch_readings import read_patches
+from cv_patchpose.evaluation.runner import Outcome, load_methods, measure_units, require_positive
+from cv_patchpose.evaluation.samples import Figures, Sample, results_of
+from cv_patchpose.patchpose.patch_sets import Chosen, PatchSet
 from cv_patchpose.patchpose.plan import Shard
 from cv_patchpose.patchpose.sources import PatchPoseDataset
 
@@ -61,23 +59,6 @@ class PatchPairsProtocol:
 
 
 @dataclass(frozen=True)
-class Readings:
-    """What a method says of N patches: candidates, best first, NaN where there are fewer than K.
-
-    Attributes:
-        octaves: (N, K), log2 of the scale.
-        angle_deg: (N, K), degrees clockwise on screen.
-        argmax_octaves: (N,), centre of the fullest scale bin; NaN without a histogram.
-        argmax_deg: (N,), centre of the fullest orientation bin; NaN without a histogram.
-    """
-
-    octaves: NDArray[np.float64]
-    angle_deg: NDArray[np.float64]
-    argmax_octaves: NDArray[np.float64]
-    argmax_deg: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class PairErrors:
     """Errors of a method on the N pairs of one keypoint.
 
@@ -89,8 +70,37 @@ class PairErrors:
     best_of: tuple[PoseErrors, ...]
     argmax: PoseErrors
 
+    def figures(self) -> Figures:
+        """Return the shares of the pairs within the limits."""
+        return {**summarize_pair_errors([self])}
 
-def run_benchmark(root: Path, protocol: PatchPairsProtocol, jobs: int = 1) -> Outcome:
+    def errors(self) -> dict[str, NDArray[np.float64]]:
+        """Return the errors of the best candidates."""
+        return self.best_of[0].errors()
+
+    @classmethod
+    def restore(cls, content: Figures) -> Self:
+        """Make errors of their fields."""
+        best_of = tuple(PoseErrors.restore(each) for each in content["best_of"])
+        return cls(best_of, PoseErrors.restore(content["argmax"]))
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard of a dataset and where it is."""
+
+    shard: Shard
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.shard.name
+
+
+def run_benchmark(
+    root: Path, protocol: PatchPairsProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Compare the poses of patches with those of the same place turned or zoomed.
 
     Orientation is scored on pairs at scale 1, scale on pairs at angle 0, as in the released
@@ -100,6 +110,7 @@ def run_benchmark(root: Path, protocol: PatchPairsProtocol, jobs: int = 1) -> Ou
         root: Folder of a dataset.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: No dataset, nothing to measure, or a setting that makes no sense.
@@ -107,73 +118,46 @@ def run_benchmark(root: Path, protocol: PatchPairsProtocol, jobs: int = 1) -> Ou
     dataset = PatchPoseDataset(root)
     shards = dataset.shards_of(protocol.split, protocol.split_by)[:: 3 if protocol.quick else 1]
     _methods(protocol, dataset.config.patch_size)
-    results, failures = run_units(
-        partial(measure, dataset=dataset, protocol=protocol), shards, jobs
+    files = [ShardFile(shard, dataset.root / shard.name) for shard in shards]
+    samples, failures = measure_units(
+        partial(measure, dataset=dataset), PairErrors, files, protocol, jobs=jobs, cache=cache
     )
-    if not results:
+    if not samples:
         raise ValueError(f"split: expected pairs in {protocol.split}, got none")
     rows = [
-        {"method": name, **summarize_pair_errors([result[name] for result in results])}
+        {"method": name, **summarize_pair_errors(results_of(samples, name))}
         for name in protocol.methods
     ]
-    return Outcome(rows, failures)
+    return Outcome(rows, failures, samples)
 
 
 def measure(
-    shard: Shard, dataset: PatchPoseDataset, protocol: PatchPairsProtocol
-) -> list[dict[str, PairErrors]]:
+    file: ShardFile, protocol: PatchPairsProtocol, dataset: PatchPoseDataset
+) -> list[Sample[PairErrors]]:
     """Measure the pairs of a shard's keypoints.
 
     Args:
-        shard: Of the dataset.
+        file: Of the dataset.
+        protocol: How it is measured.
         dataset: What is measured.
-        protocol: And how.
 
     Returns:
-        For each keypoint the errors of each method.
+        One sample per keypoint and method.
 
     Raises:
         ValueError: The shard is missing or damaged.
     """
     methods = _methods(protocol, dataset.config.patch_size)
-    results = []
-    for patch_set, mask in dataset.patch_sets(shard, protocol.split, protocol.split_by):
+    sets = dataset.patch_sets(file.shard, protocol.split, protocol.split_by)
+    samples = []
+    for number, (patch_set, mask) in enumerate(sets):
         chosen = mask & (patch_set.target_mask("orientation") | patch_set.target_mask("scale"))
-        if chosen.any():
-            results.append(
-                {
-                    name: _measure_set(method, patch_set, chosen, protocol.top_k)
-                    for name, method in methods.items()
-                }
-            )
-    return results
-
-
-def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:
-    """Ask a method for the poses of patches.
-
-    Each patch is an image to it, with one keypoint at its centre and a window of its side; a pixel
-    beyond is that of the border.
-
-    Args:
-        method: Its window must be the patches' side.
-        patches: (N, P, P, 3) uint8, RGB.
-        top_k: K, candidates asked for; methods without a histogram give one.
-    """
-    middle = (patches.shape[1] - 1) / 2
-    center = (cv2.KeyPoint(middle, middle, patches.shape[1]),)
-    images = patches[..., ::-1]
-    if isinstance(method, Learned):
-        return _read_histograms(method.assigner, images, center, top_k)
-    keypoint = arrays_from_keypoints(center)
-    estimates = [method.estimate(np.ascontiguousarray(image), keypoint) for image in images]
-    nothing = np.full(len(patches), np.nan)
-    return Readings(
-        octaves=np.log2([estimate.size_px for estimate in estimates]),
-        angle_deg=np.array([estimate.angle_deg for estimate in estimates]),
-        argmax_octaves=nothing,
-        argmax_deg=nothing,
-    )
+        if not chosen.any():
+            continue
+        for name, method in methods.items():
+            errors = _measure_set(method, patch_set, chosen, protocol.top_k)
+            samples.append(Sample(file.name, f"keypoint {number}", name, errors))
+    return samples
 
 
 def summarize_pair_errors(results: Sequence[PairErrors]) -> dict[str, float | int | None]:
@@ -236,36 +220,6 @@ def _smallest(errors: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     first = errors[:, :count, :count].reshape(len(errors), -1)
     smallest = np.where(np.isnan(first), np.inf, first).min(1)
     return np.where(np.isinf(smallest), np.nan, smallest)
-
-
-def _read_histograms(
-    assigner: PatchPoseAssigner, images: Patches, center: tuple[cv2.KeyPoint], top_k: int
-) -> Readings:
-    bins = assigner.estimator.metadata.bins
-    parts = [assigner.histograms(image, center) for image in images]
-    histograms = PoseHistograms(
-        scale=np.concatenate([part.scale for part in parts]),
-        orientation=np.concatenate([part.orientation for part in parts]),
-    )
-    scales = find_modes(histograms, bins, top_k=top_k, max_angles=1)
-    angles = find_modes(histograms, bins, top_k=top_k, max_scales=1)
-    shape = (len(parts), top_k)
-    return Readings(
-        octaves=np.log2(_by_rank(scales, scales.scale, shape)),
-        angle_deg=_by_rank(angles, angles.angle_deg, shape),
-        argmax_octaves=bins.scale_centers_octaves[histograms.scale.argmax(1)],
-        argmax_deg=bins.orientation_centers_deg[histograms.orientation.argmax(1)],
-    )
-
-
-def _by_rank(
-    poses: PatchPoses, values: NDArray[np.float64], shape: tuple[int, int]
-) -> NDArray[np.float64]:
-    """(N, K) values of the poses of N patches, in their order; NaN where there are fewer."""
-    first = np.searchsorted(poses.keypoint_index, poses.keypoint_index)
-    table = np.full(shape, np.nan)
-    table[poses.keypoint_index, np.arange(len(poses)) - first] = values
-    return table
 
 
 def _methods(protocol: PatchPairsProtocol, patch_size: int) -> dict[str, Method]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from cv_patchpose.evaluation.detection import harris_corners
 from cv_patchpose.evaluation.interface import Method, MethodSettings
 from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import PoseErrors, pose_errors, summarize_pose_errors
-from cv_patchpose.evaluation.runner import Outcome, load_methods, require_positive, run_units
+from cv_patchpose.evaluation.runner import Outcome, load_methods, measure_units, require_positive
+from cv_patchpose.evaluation.samples import Sample, results_of
 from cv_patchpose.evaluation.sequences import View, turn_image
 from cv_patchpose.files import find_images, read_image
 from cv_patchpose.homography import project
@@ -69,13 +69,16 @@ class Photograph:
     path: Path
 
 
-def run_benchmark(root: Path, protocol: PatchPoseProtocol, jobs: int = 1) -> Outcome:
+def run_benchmark(
+    root: Path, protocol: PatchPoseProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Compare poses of photographs with those of their turned and zoomed views.
 
     Args:
         root: Folder of photographs, searched recursively.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
@@ -84,12 +87,14 @@ def run_benchmark(root: Path, protocol: PatchPoseProtocol, jobs: int = 1) -> Out
         protocol = replace(protocol, images=max(1, protocol.images // 3))
     _methods(protocol)
     photographs = draw_photographs(root, protocol.images, protocol.seed)
-    results, failures = run_units(partial(measure, protocol=protocol), photographs, jobs)
+    samples, failures = measure_units(
+        measure, PoseErrors, photographs, protocol, jobs=jobs, cache=cache
+    )
     rows = [
-        {"method": name, **summarize_pose_errors([result[name] for result in results])}
+        {"method": name, **summarize_pose_errors(results_of(samples, name))}
         for name in protocol.methods
     ]
-    return Outcome(rows, failures)
+    return Outcome(rows, failures, samples)
 
 
 def draw_photographs(root: Path, count: int, seed: int) -> list[Photograph]:
@@ -108,7 +113,7 @@ def draw_photographs(root: Path, count: int, seed: int) -> list[Photograph]:
     return [Photograph(paths[i].relative_to(root).as_posix(), paths[i]) for i in sorted(drawn)]
 
 
-def measure(photograph: Photograph, protocol: PatchPoseProtocol) -> list[dict[str, PoseErrors]]:
+def measure(photograph: Photograph, protocol: PatchPoseProtocol) -> list[Sample[PoseErrors]]:
     """Compare one photograph's poses with those of its views.
 
     Turned views keep the scale and score orientation; views zoomed by up to two octaves either
@@ -119,7 +124,7 @@ def measure(photograph: Photograph, protocol: PatchPoseProtocol) -> list[dict[st
         protocol: What is measured and how.
 
     Returns:
-        For each view the errors of each method.
+        One sample per view and method.
 
     Raises:
         ValueError: The photograph cannot be read or is too small for the windows.
@@ -131,18 +136,17 @@ def measure(photograph: Photograph, protocol: PatchPoseProtocol) -> list[dict[st
     rng = np.random.default_rng([protocol.seed, zlib.crc32(photograph.name.encode())])
     turns = [(angle, 1.0) for angle in rng.uniform(0, 360, protocol.views)]
     zooms = [(0.0, 2**o) for o in rng.uniform(-_MAX_OCTAVES, _MAX_OCTAVES, protocol.views)]
-    results = []
+    samples = []
     for angle_deg, zoom in turns + zooms:
         view = turn_image(image, angle_deg, zoom)
         moved = project(view.from_photo, points.xy_px.astype(np.float64)).astype(np.float32)
         moved_points = replace(points, xy_px=moved)
         truth = (zoom, np.nan) if angle_deg == 0 else (np.nan, angle_deg)
-        errors = {
-            name: pose_errors(base[name], method.estimate(view.image, moved_points), *truth)
-            for name, method in methods.items()
-        }
-        results.append(errors)
-    return results
+        name = f"turned {angle_deg:.0f} degrees, zoomed {zoom:.2f}"
+        for method, estimator in methods.items():
+            errors = pose_errors(base[method], estimator.estimate(view.image, moved_points), *truth)
+            samples.append(Sample(photograph.name, name, method, errors))
+    return samples
 
 
 def _roomy_corners(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +65,11 @@ class PipelineOptions:
         require_choice("budget", self.budget, BUDGETS)
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether all methods depend on the weights of published networks."""
+        return self.detector in PEER_DETECTORS or self.descriptor in PATCH_DESCRIPTORS
+
+    @property
     def points(self) -> int:
         """Most points kept per image."""
         return min(_QUICK_KEYPOINTS, self.max_keypoints) if self.quick else self.max_keypoints
@@ -105,9 +109,8 @@ class Pipeline:
         return features
 
 
-@lru_cache(maxsize=1)
 def load_pipeline(options: PipelineOptions) -> Pipeline:
-    """Load everything the options name, once per process.
+    """Load everything the options name that is not loaded yet.
 
     Raises:
         ValueError: An unknown method, or weights that are missing.

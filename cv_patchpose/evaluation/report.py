@@ -1,7 +1,10 @@
-"""Results as an aligned table, and where they were measured."""
+"""Results as text: an aligned table, CSV, JSON; and where they were measured."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import platform
 import shutil
@@ -12,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+
+from cv_patchpose.evaluation.samples import Sample
 
 _PACKAGES = ("cv-patchpose", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "kornia")
 _LISTED_ELSEWHERE = (
@@ -25,12 +30,6 @@ _FRACTIONS = ("mma_", "maa_")
 
 def describe_environment() -> dict[str, Any]:
     """Name the machine, the versions and the commit a result was measured with."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -38,9 +37,19 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": cv2.getNumThreads(),
         "commit": _commit(),
-        "opencv": cv2.__version__,
-        **versions,
+        **package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of this package, OpenCV and what else a result may depend on."""
+    versions = {"opencv": cv2.__version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def _cpu_name() -> str:
@@ -60,6 +69,47 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def format_json(content: Mapping[str, Any]) -> str:
+    """Write JSON; of paths only the name: where files lie is nobody else's business."""
+    return json.dumps(content, indent=2, default=_name_of) + "\n"
+
+
+def _name_of(path: Path) -> str:
+    return path.name
+
+
+def format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows of named values as CSV with a header; absent ones are empty.
+
+    Args:
+        rows: Columns come in the order in which they are first seen.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def list_figures(samples: Sequence[Sample[Any]]) -> list[dict[str, Any]]:
+    """Make a row of each sample: sequence, pair, method and each of the figures."""
+    return [
+        {
+            "sequence": sample.sequence,
+            "pair": sample.pair,
+            "method": sample.method,
+            **sample.result.figures(),
+        }
+        for sample in samples
+    ]
+
+
+def main_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the columns a table on a screen has room for."""
+    return [name for name in rows[0] if not name.startswith(_LISTED_ELSEWHERE)]
+
+
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Align rows of named numbers under their names.
 
@@ -69,8 +119,8 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         The table; absent numbers are "-".
     """
-    names = [name for name in rows[0] if not name.startswith(_LISTED_ELSEWHERE)]
-    lines = [names] + [[_format_cell(name, row[name]) for name in names] for row in rows]
+    names = main_columns(rows)
+    lines = [names] + [[format_cell(name, row[name]) for name in names] for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
@@ -78,7 +128,8 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _format_cell(name: str, value: Any) -> str:
+def format_cell(name: str, value: Any) -> str:
+    """Write a number with the digits its column needs; "-" if it is absent."""
     if value is None:
         return "-"
     if isinstance(value, float):

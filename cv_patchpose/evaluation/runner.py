@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import cv2
 from tqdm import tqdm
 
 from cv_patchpose.errors import ModelError
+from cv_patchpose.evaluation.cache import cache_results
 from cv_patchpose.evaluation.interface import Method, MethodSettings
-from cv_patchpose.evaluation.methods import load_method
+from cv_patchpose.evaluation.methods import identify_method, load_method
+from cv_patchpose.evaluation.samples import R, Sample
+
+_METHODS_KEPT = 32
+Version = tuple[tuple[int, int], ...]
 
 
 class NamedUnit(Protocol):
@@ -28,7 +35,11 @@ class NamedUnit(Protocol):
 
 
 Unit = TypeVar("Unit", bound=NamedUnit)
-Sample = TypeVar("Sample")
+Measured = TypeVar("Measured")
+
+
+def _own_name(unit: NamedUnit) -> str:
+    return unit.name
 
 
 @dataclass(frozen=True)
@@ -37,16 +48,25 @@ class Outcome:
 
     Attributes:
         rows: One per method: its name under "method", then its numbers.
-        failures: For each sequence or image that is not in the rows, what was wrong with it.
+        failures: For each sequence or image that is not in the rows, or not all of it, what was
+            wrong with it.
+        samples: What the rows summarize: a result per pair and method.
+        units: What was measured, by the names of sequence and pair, where pairs can be shown.
     """
 
     rows: list[dict[str, Any]]
     failures: dict[str, str]
+    samples: list[Sample[Any]] = field(default_factory=list)
+    units: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+
+    @property
+    def reused(self) -> tuple[int, int]:
+        """How many samples are from earlier runs, and how many there are."""
+        return sum(sample.reused for sample in self.samples), len(self.samples)
 
 
-@lru_cache(maxsize=1)
 def load_methods(specs: tuple[str, ...], settings: MethodSettings) -> dict[str, Method]:
-    """Make the methods of a benchmark, once per process.
+    """Make the methods of a benchmark, each once per process.
 
     Args:
         specs: Names, see :func:`cv_patchpose.evaluation.methods.load_method`.
@@ -57,7 +77,18 @@ def load_methods(specs: tuple[str, ...], settings: MethodSettings) -> dict[str, 
     """
     if not specs or len(set(specs)) < len(specs):
         raise ValueError(f"methods: expected one or more different names, got {list(specs)}")
-    return {spec: load_method(spec, settings) for spec in specs}
+    return {spec: _load_method(spec, settings, _version(spec)) for spec in specs}
+
+
+@lru_cache(maxsize=_METHODS_KEPT)
+def _load_method(spec: str, settings: MethodSettings, version: Version) -> Method:
+    return load_method(spec, settings)
+
+
+def _version(spec: str) -> Version:
+    """Tell a file of the user's from what it was before, in a process that goes on."""
+    _, files = identify_method(spec, ())
+    return tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file())
 
 
 def require_choice(name: str, value: str, accepted: Sequence[str]) -> None:
@@ -73,38 +104,83 @@ def require_positive(**values: float) -> None:
             raise ValueError(f"{name}: expected a finite number above 0, got {value}")
 
 
+def measure_units(
+    measure: Callable[[Unit, Any], list[Sample[R]]],
+    result_class: type[R],
+    units: Sequence[Unit],
+    protocol: Any,
+    *,
+    jobs: int,
+    cache: Path | None,
+    group: Callable[[Unit], str] = _own_name,
+) -> tuple[list[Sample[R]], dict[str, str]]:
+    """Measure units of work under a protocol, as far as no earlier run has.
+
+    Args:
+        measure: Gives a unit's samples under a protocol; a module's function.
+        result_class: Of the samples.
+        units: What to measure.
+        protocol: And how.
+        jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
+        group: Gives the name under which a unit's failure is told.
+
+    Returns:
+        The samples in order of the units, and what was wrong with units that failed.
+
+    Raises:
+        ValueError: ``jobs`` is below 1, or every unit failed.
+        OSError: The cache cannot be made.
+    """
+    cached = cache_results(measure, result_class, protocol, cache)
+    return run_units(cached, units, jobs, group)
+
+
 def run_units(
-    measure: Callable[[Unit], list[Sample]], units: Sequence[Unit], jobs: int
-) -> tuple[list[Sample], dict[str, str]]:
+    measure: Callable[[Unit], list[Measured]],
+    units: Sequence[Unit],
+    jobs: int,
+    group: Callable[[Unit], str] = _own_name,
+) -> tuple[list[Measured], dict[str, str]]:
     """Measure units of work under a progress bar; a bad one does not lose the others.
 
     Args:
         measure: Gives a unit's samples; with several jobs it must pickle.
         units: What to measure.
         jobs: Number of processes.
+        group: Gives the name under which a unit's failure is told.
 
     Returns:
-        The samples in order of the units, and by name what was wrong with units that failed.
+        The samples in order of the units, and by name what was wrong with units that failed; what
+        several of a group say alike is said once.
 
     Raises:
         ValueError: ``jobs`` is below 1, or every unit failed.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
-    results: dict[int, list[Sample]] = {}
-    failures: dict[str, str] = {}
+    results: dict[int, list[Measured]] = {}
+    failed: dict[int, str] = {}
     finished = _run_here(measure, units) if jobs == 1 else _run_in_pool(measure, units, jobs)
     for index, result in tqdm(finished, total=len(units), unit="unit", disable=None):
         if isinstance(result, Exception):
-            failures[units[index].name] = str(result)
+            failed[index] = str(result)
         else:
             results[index] = result
+    failures = _join_failures((group(units[index]), failed[index]) for index in sorted(failed))
     if failures and not results:
         raise ValueError("; ".join(f"{name}: {what}" for name, what in failures.items()))
     return [sample for index in sorted(results) for sample in results[index]], failures
 
 
-def _attempt(measure: Callable[[Unit], list[Sample]], unit: Unit) -> list[Sample] | Exception:
+def _join_failures(failures: Iterable[tuple[str, str]]) -> dict[str, str]:
+    told: dict[str, dict[str, None]] = {}
+    for name, what in failures:
+        told.setdefault(name, {})[what] = None
+    return {name: "; ".join(messages) for name, messages in told.items()}
+
+
+def _attempt(measure: Callable[[Unit], list[Measured]], unit: Unit) -> list[Measured] | Exception:
     try:
         return measure(unit)
     except (ValueError, OSError, cv2.error, ModelError) as error:
@@ -112,17 +188,26 @@ def _attempt(measure: Callable[[Unit], list[Sample]], unit: Unit) -> list[Sample
 
 
 def _run_here(
-    measure: Callable[[Unit], list[Sample]], units: Sequence[Unit]
-) -> Iterator[tuple[int, list[Sample] | Exception]]:
+    measure: Callable[[Unit], list[Measured]], units: Sequence[Unit]
+) -> Iterator[tuple[int, list[Measured] | Exception]]:
     return ((index, _attempt(measure, unit)) for index, unit in enumerate(units))
 
 
+def _prepare_worker(threads: int) -> None:
+    cv2.setNumThreads(threads)
+    # Ctrl-C reaches every process: as an exception it would end one unit, and the next would start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _run_in_pool(
-    measure: Callable[[Unit], list[Sample]], units: Sequence[Unit], jobs: int
-) -> Iterator[tuple[int, list[Sample] | Exception]]:
+    measure: Callable[[Unit], list[Measured]], units: Sequence[Unit], jobs: int
+) -> Iterator[tuple[int, list[Measured] | Exception]]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, cv2.setNumThreads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _prepare_worker, (threads,)) as pool:
         pending = {pool.submit(_attempt, measure, unit): i for i, unit in enumerate(units)}
-        for future in as_completed(pending):
-            yield pending[future], future.result()
+        try:
+            for future in as_completed(pending):
+                yield pending[future], future.result()
+        finally:  # Ctrl-C must not wait for all that is left
+            pool.shutdown(cancel_futures=True)

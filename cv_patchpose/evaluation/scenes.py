@@ -65,6 +65,16 @@ class ViewPair:
     second: CalibratedImage
 
     @property
+    def sequence(self) -> str:
+        """Name of the scene."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def pair(self) -> str:
+        """Name of the pair within the scene."""
+        return self.name.rpartition("/")[2]
+
+    @property
     def difficulty(self) -> str:
         """Rank by the angle between the optical axes.
 

@@ -45,6 +45,28 @@ class ImageSequence:
 
 
 @dataclass(frozen=True, eq=False)
+class PlanarPair:
+    """Image 1 of a sequence and one of its targets.
+
+    Attributes:
+        sequence: Name.
+        pair: Name of the pair within the sequence.
+        first: File of image 1.
+        target: The other image.
+    """
+
+    sequence: str
+    pair: str
+    first: Path
+    target: Target
+
+    @property
+    def name(self) -> str:
+        """Of the sequence: one bad image tells on all of it."""
+        return self.sequence
+
+
+@dataclass(frozen=True, eq=False)
 class View:
     """An image and where its photograph lies in it.
 
@@ -139,6 +161,18 @@ def thin_out(sequences: list[ImageSequence]) -> list[ImageSequence]:
         for sequence in sequences
     ]
     return [sequence for sequence in thinned if sequence.targets]
+
+
+def list_pairs(sequences: list[ImageSequence], quick: bool) -> list[PlanarPair]:
+    """Return the pairs of all sequences, or only every third."""
+    chosen = thin_out(sequences) if quick else sequences
+    return [
+        PlanarPair(
+            sequence.name, f"{sequence.first.stem}-{target.path.stem}", sequence.first, target
+        )
+        for sequence in chosen
+        for target in sequence.targets
+    ]
 
 
 def read_homography(path: Path) -> NDArray[np.float64]:

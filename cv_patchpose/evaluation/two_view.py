@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,16 @@ from cv_patchpose.evaluation.metrics import (
     median_seconds,
 )
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
-from cv_patchpose.evaluation.runner import Outcome, require_positive, run_units
+from cv_patchpose.evaluation.results import TwoViewResult
+from cv_patchpose.evaluation.runner import Outcome, measure_units, require_positive
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.scenes import DIFFICULTIES, ViewPair, find_pairs
 from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.files import read_image
+from cv_patchpose.matching import Matches
 
 _IMAGES_KEPT = 32  # whose features are kept: image 1 of one pair is image 2 of others
+_ESTIMATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,38 +70,16 @@ class TwoViewProtocol(PipelineOptions):
         return self.rotate + float(generator.uniform(0.0, 360.0))
 
 
-@dataclass(frozen=True)
-class TwoViewResult:
-    """What one method got on one pair.
-
-    Attributes:
-        method: Name.
-        difficulty: Of the pair.
-        error_deg: Of the pose; inf where none was found.
-        matches: Number of pairs of places matched.
-        inliers: Number of those that agree with the pose.
-        keypoints: Mean number of described keypoints of the two images.
-        seconds: Time of each stage.
-        refused: Whether the descriptor raised an error over the fields it found.
-    """
-
-    method: str
-    difficulty: str
-    error_deg: float
-    matches: int
-    inliers: int
-    keypoints: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    refused: bool = False
-
-
-def run_benchmark(root: Path, protocol: TwoViewProtocol, jobs: int = 1) -> Outcome:
+def run_benchmark(
+    root: Path, protocol: TwoViewProtocol, jobs: int = 1, cache: Path | None = None
+) -> Outcome:
     """Find the pose of every pair under a root with every method.
 
     Args:
         root: Folder with scenes; see :mod:`cv_patchpose.evaluation.scenes`.
         protocol: What is measured and how.
         jobs: Number of processes.
+        cache: Folder where results are kept and found again, or None.
 
     Raises:
         ValueError: Nothing to measure, or a setting that makes no sense.
@@ -109,12 +91,16 @@ def run_benchmark(root: Path, protocol: TwoViewProtocol, jobs: int = 1) -> Outco
         raise ValueError("; ".join(f"{name}: {what}" for name, what in failures.items()))
     if protocol.quick:
         pairs = pairs[::3]
-    results, failed = run_units(partial(measure_pair, protocol=protocol), pairs, jobs)
-    rows = [summarize(results, method) for method in protocol.methods]
-    return Outcome(rows, failures | failed)
+    _plain_features.cache_clear()  # the files may have changed since
+    samples, failed = measure_units(
+        measure_pair, TwoViewResult, pairs, protocol, jobs=jobs, cache=cache, group=_scene_of
+    )
+    rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
+    units = {(pair.sequence, pair.pair): pair for pair in pairs}
+    return Outcome(rows, failures | failed, samples, units)
 
 
-def measure_pair(pair: ViewPair, protocol: TwoViewProtocol) -> list[TwoViewResult]:
+def measure_pair(pair: ViewPair, protocol: TwoViewProtocol) -> list[Sample[TwoViewResult]]:
     """Find the relative pose of a pair with each method.
 
     Args:
@@ -122,8 +108,46 @@ def measure_pair(pair: ViewPair, protocol: TwoViewProtocol) -> list[TwoViewResul
         protocol: What is measured and how.
 
     Returns:
-        One result per method.
+        One sample per method.
     """
+    turned, features1, features2 = _describe_pair(pair, protocol)
+    results = (
+        score_pair(name, features1[name], features2[name], turned, protocol.matcher)
+        for name in protocol.methods
+    )
+    return [Sample(pair.sequence, pair.pair, result.method, result) for result in results]
+
+
+def show_pair(pair: ViewPair, protocol: TwoViewProtocol) -> ShownPair:
+    """Match a pair with each method, to look at it."""
+    turned, *features = _describe_pair(pair, protocol)
+    matches = {}
+    for name in protocol.methods:
+        features1, features2 = (each[name] for each in features)
+        found = match_features(features1, features2, protocol.matcher)
+        xy1, xy2 = distinct_places(features1, features2, found)
+        fit = estimate_relative_pose(xy1, xy2, turned.first.camera, turned.second.camera)
+        inlier = np.zeros(len(xy1), bool) if fit is None else fit.inlier
+        counts = (len(features1.keypoints), len(features2.keypoints))
+        matches[name] = Matches(counts, xy1.astype(np.float32), xy2.astype(np.float32), inlier)
+    images = (
+        turn_image(_read(pair.first.path, pair.first.size)),
+        turn_image(
+            _read(pair.second.path, pair.second.size), protocol.turn_deg(pair), protocol.zoom
+        ),
+    )
+    return ShownPair(images[0].image, images[1].image, matches)
+
+
+def _scene_of(pair: ViewPair) -> str:
+    """One bad image tells on many pairs."""
+    return pair.sequence
+
+
+def _describe_pair(
+    pair: ViewPair, protocol: TwoViewProtocol
+) -> tuple[ViewPair, dict[str, Features], dict[str, Features]]:
+    """Return the pair, turned as the protocol wants it, and the features of its images."""
     features1 = _plain_features(pair.first.path, pair.first.size, protocol)
     turn_deg = protocol.turn_deg(pair)
     if turn_deg % 360.0 == 0.0 and protocol.zoom == 1.0:
@@ -134,31 +158,37 @@ def measure_pair(pair: ViewPair, protocol: TwoViewProtocol) -> list[TwoViewResul
         features2 = load_pipeline(protocol).compute(view)
         turned = replace(second, camera=second.camera.turn(view.from_photo))
         pair = replace(pair, second=turned)
-    return [
-        score_pair(name, features1[name], features2[name], pair, protocol.matcher)
-        for name in protocol.methods
-    ]
+    return pair, features1, features2
 
 
 def score_pair(
     method: str, features1: Features, features2: Features, pair: ViewPair, matcher: str
 ) -> TwoViewResult:
-    """Match two images' features and compare the pose that fits with the cameras'."""
+    """Match two images' features and compare the poses that fit with the cameras'.
+
+    A robust estimate depends on the order of the matches: the pose is estimated for several.
+
+    Source: Jin et al., "Image Matching across Wide Baselines: From Paper to Practice", IJCV 2020,
+        averages over three runs likewise.
+    """
     seconds = mean_seconds(features1, features2)
     start = time.perf_counter()
     matches = match_features(features1, features2, matcher)
     xy1, xy2 = distinct_places(features1, features2, matches)
     seconds["match"] = time.perf_counter() - start
     camera1, camera2 = pair.first.camera, pair.second.camera
-    fit = estimate_relative_pose(xy1, xy2, camera1, camera2)
-    seconds["verify"] = time.perf_counter() - start - seconds["match"]
+    orders = [np.random.default_rng(seed).permutation(len(xy1)) for seed in range(_ESTIMATES)]
+    fits = [estimate_relative_pose(xy1[order], xy2[order], camera1, camera2) for order in orders]
+    seconds["verify"] = (time.perf_counter() - start - seconds["match"]) / _ESTIMATES
     true = relative_pose(camera1, camera2)
     return TwoViewResult(
         method=method,
         difficulty=pair.difficulty,
-        error_deg=math.inf if fit is None else pose_error_deg(fit.pose, true),
+        errors_deg=tuple(
+            math.inf if fit is None else pose_error_deg(fit.pose, true) for fit in fits
+        ),
         matches=len(xy1),
-        inliers=0 if fit is None else int(fit.inlier.sum()),
+        inliers=float(np.mean([0 if fit is None else fit.inlier.sum() for fit in fits])),
         keypoints=(len(features1.keypoints) + len(features2.keypoints)) / 2,
         seconds=seconds,
         refused=features1.refused or features2.refused,
@@ -170,11 +200,13 @@ def summarize(results: list[TwoViewResult], method: str) -> dict[str, float | st
     own = [result for result in results if result.method == method]
     row: dict[str, float | str | None] = {"method": method}
     for limit in MAA_LIMITS_DEG:
-        row[f"maa_{limit}"] = mean_average_accuracy([each.error_deg for each in own], limit)
+        row[f"maa_{limit}"] = mean_average_accuracy(_errors_deg(own), limit)
     for difficulty in DIFFICULTIES:
-        errors = [each.error_deg for each in own if each.difficulty == difficulty]
-        row[f"maa_10_{difficulty}"] = mean_average_accuracy(errors, 10) if errors else None
-        row[f"pairs_{difficulty}"] = len(errors)
+        alike = [each for each in own if each.difficulty == difficulty]
+        row[f"maa_10_{difficulty}"] = (
+            mean_average_accuracy(_errors_deg(alike), 10) if alike else None
+        )
+        row[f"pairs_{difficulty}"] = len(alike)
     return {
         **row,
         "inliers": float(np.mean([each.inliers for each in own])),
@@ -184,6 +216,10 @@ def summarize(results: list[TwoViewResult], method: str) -> dict[str, float | st
         "refused_pairs": sum(each.refused for each in own),
         **median_seconds([each.seconds for each in own]),
     }
+
+
+def _errors_deg(results: list[TwoViewResult]) -> list[float]:
+    return [error for result in results for error in result.errors_deg]
 
 
 @lru_cache(maxsize=_IMAGES_KEPT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from cv_patchpose.training.checkpoint import saved_config
 from cv_patchpose.training.options import TARGETS, TrainConfig
@@ -28,6 +29,13 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--streams": ("streams", int, "threads that make views"),
     "--loss": ("loss", str, "overlap or alignment"),
     "--init": ("init", str, "checkpoint to begin with"),
+    "--teacher": ("teacher", str, "model to imitate too, by name or ONNX file"),
+}
+
+
+# The same of SynthesisConfig.
+_VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
+    "--clean": ("clean", float, "chance that the views of a keypoint are not spoilt"),
 }
 
 
@@ -48,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", choices=("orientation", "scale", "both"), help="what resnet18 learns (both)"
     )
-    for option, (field, kind, text) in _OPTIONS.items():
+    for option, (field, kind, text) in (_OPTIONS | _VIEW_OPTIONS).items():
         parser.add_argument(
             option,
             dest=field,
@@ -65,13 +73,15 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    fields = [field for field, _, _ in _OPTIONS.values()]
-    given = {field: getattr(args, field) for field in fields if field in args}
+    given, views = _given(args, _OPTIONS), _given(args, _VIEW_OPTIONS)
     if args.target:
         given["targets"] = TARGETS if args.target == "both" else (args.target,)
     if "budget_minutes" in given:
         given.setdefault("budget_keypoints", None)
-    config = dataclasses.replace(_base_config(args), **given)
+    base = _base_config(args)
+    config = dataclasses.replace(
+        base, **given, synthesis=dataclasses.replace(base.synthesis, **views)
+    )
     trainer = Trainer(args.images, args.output, config, resume=args.resume)
     checkpoint = trainer.train()
     if trainer.group.leads:
@@ -79,10 +89,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _given(args: argparse.Namespace, options: dict[str, tuple[str, type, str]]) -> dict[str, Any]:
+    return {field: getattr(args, field) for field, _, _ in options.values() if field in args}
+
+
 def _defaults(field: str) -> str:
     """Say what an option is without being given: one value, or that of each recipe."""
+    configs = {name: config for known in RECIPES.values() for name, config in known.items()}
     values = {
-        name: getattr(config, field) for known in RECIPES.values() for name, config in known.items()
+        name: getattr(config, field, getattr(config.synthesis, field, None))
+        for name, config in configs.items()
     }
     if None in values.values():
         return ""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cv_patchpose.grids import PolarGrid, SquareGrid
 from cv_patchpose.homography import local_jacobian, project
 from cv_patchpose.patches import build_pyramid, sample_patches
+from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
 from cv_patchpose.training.synthesis import random_view
@@ -27,12 +28,16 @@ class Batch:
         log2_window: (B, V) log2 of the support window, pixels of the view.
         scale_sigma: (B, V) octaves, standard deviation of what is known of the scale beforehand;
             inf: nothing.
+        taught_scale: (B, V, S) float32, a teacher's histograms; None without one.
+        taught_orientation: (B, V, R) float32, likewise.
     """
 
     patches: NDArray[np.float32]
     jacobian: NDArray[np.float64]
     log2_window: NDArray[np.float64]
     scale_sigma: NDArray[np.float64]
+    taught_scale: NDArray[np.float32] | None = None
+    taught_orientation: NDArray[np.float32] | None = None
 
 
 def sample_views(
@@ -40,6 +45,7 @@ def sample_views(
     grid: PolarGrid | SquareGrid,
     config: SynthesisConfig,
     rng: np.random.Generator,
+    teacher: Teacher | None = None,
 ) -> Batch | None:
     """Cut the patches of some keypoints out of several random views of one photograph.
 
@@ -48,6 +54,7 @@ def sample_views(
         grid: where to sample; square patches are in colour where the photograph is.
         config: ranges of everything drawn.
         rng: random generator.
+        teacher: tells its histograms of the same places.
 
     Returns:
         A batch of at most `config.keypoints_per_view` keypoints, or None when no candidate is
@@ -65,14 +72,15 @@ def sample_views(
     xy = photograph.xy_px[chosen]
     window = _reference_windows(photograph.size_px[chosen], config, rng)
     tracked, free = rng.random((2, len(xy))) < ((config.tracked,), (config.free,))
-    patches, jacobians, log2_windows = [], [], []
+    sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
+    patches, jacobians, log2_windows, taught = [], [], [], []
     for view in views:
         jacobian = local_jacobian(view.homography, xy)
         zoom = np.sqrt(np.linalg.det(jacobian))
         window_px = window * 2.0 ** _window_changes(zoom, tracked, free, config, rng)
         place = project(view.homography, xy)
-        sigma = config.jitter * window_px + config.jitter_px
-        place = place + rng.normal(size=place.shape) * sigma[:, None]
+        jitter_px = config.jitter * window_px + config.jitter_px
+        place = place + rng.normal(size=place.shape) * jitter_px[:, None]
         pyramid = build_pyramid(view.image, color=view.image.ndim == 3)
         patches.append(
             sample_patches(
@@ -85,14 +93,17 @@ def sample_views(
                 num_threads=1,
             )
         )
+        if teacher:
+            taught.append(teacher.histograms(pyramid, place, window_px, sigma))
         jacobians.append(jacobian)
         log2_windows.append(np.log2(window_px))
-    sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
     return Batch(
         patches=np.stack(patches, 1),
         jacobian=np.stack(jacobians, 1),
         log2_window=np.stack(log2_windows, 1),
         scale_sigma=np.repeat(sigma[:, None], config.views, 1),
+        taught_scale=np.stack([t.scale for t in taught], 1) if teacher else None,
+        taught_orientation=np.stack([t.orientation for t in taught], 1) if teacher else None,
     )
 
 
@@ -152,6 +163,7 @@ class PairStream:
         pool_size: keypoints held for mixing.
         seed: seed of this stream.
         reuse: how often a keypoint is drawn on average.
+        teacher: tells its histograms of the same places.
     """
 
     def __init__(
@@ -164,6 +176,7 @@ class PairStream:
         pool_size: int,
         seed: int | tuple[int, ...],
         reuse: int = 1,
+        teacher: Teacher | None = None,
     ) -> None:
         self.photographs = photographs
         self.grid = grid
@@ -171,6 +184,7 @@ class PairStream:
         self.batch_size = batch_size
         self.pool_size = pool_size
         self.reuse = reuse
+        self.teacher = teacher
         self.rng = np.random.default_rng(seed)
 
     def _groups(self) -> Iterator[Batch]:
@@ -178,7 +192,8 @@ class PairStream:
         while found:
             found = False
             for index in self.rng.permutation(len(self.photographs)):
-                group = sample_views(self.photographs[int(index)], self.grid, self.config, self.rng)
+                photograph = self.photographs[int(index)]
+                group = sample_views(photograph, self.grid, self.config, self.rng, self.teacher)
                 if group is not None:
                     found = True
                     yield group
@@ -209,7 +224,8 @@ class PairStream:
 
 
 def _arrays(batch: Batch) -> tuple[NDArray[Any], ...]:
-    return batch.patches, batch.jacobian, batch.log2_window, batch.scale_sigma
+    given = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    return tuple(array for array in given if array is not None)
 
 
 def _empty_like(batch: Batch, count: int) -> Batch:

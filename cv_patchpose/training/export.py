@@ -101,7 +101,7 @@ def export_checkpoint(
         bins=shape.bins,
         color=not polar,
         standardize=polar,
-        takes_prior=polar,
+        takes_prior=isinstance(shape, PolarNetConfig) and shape.aligned,
         magnification=magnification,
         scale_offset_octaves=_scale_offset(states) + math.log2(magnification / trained),
         scale_prior_octaves=scale_prior_octaves,

@@ -9,6 +9,7 @@ from the rows as they are and from rows counted from the scale found, which a zo
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,6 @@ from torch import Tensor, nn
 from cv_patchpose.grids import PolarGrid
 from cv_patchpose.histograms import PoseBins
 
-ANGLE_STRIDE = 2
-RADIUS_STRIDE = 2
 STANDARD_OCTAVES = 6.5  # from the innermost ring to the outermost
 
 
@@ -28,9 +27,13 @@ class PolarNetConfig:
     Args:
         grid: log-polar grid of the input patches.
         bins: orientation and scale bins of the output.
-        stem_channels: channels of the strided first convolution.
+        stem_channels: channels of the first convolution.
         channels: channels of the following 3 x 3 convolutions, in order.
         hidden: width of the two heads.
+        stride: of the first convolution, whose kernel is twice as wide and one more: rings and
+            directions of the grid per bin.
+        separable: the 3 x 3 convolutions are one per channel, followed by 1 x 1.
+        aligned: the orientation is also read from rows aligned by the scale.
     """
 
     grid: PolarGrid = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)
@@ -38,22 +41,25 @@ class PolarNetConfig:
     stem_channels: int = 16
     channels: tuple[int, ...] = (32, 32)
     hidden: int = 64
+    stride: int = 2
+    separable: bool = False
+    aligned: bool = True
 
     def __post_init__(self) -> None:
-        if self.grid.columns != ANGLE_STRIDE * self.bins.orientation:
+        """Check that the grid gives a row and a column to each bin."""
+        if self.grid.columns != self.stride * self.bins.orientation:
             raise ValueError(
-                f"grid: expected {ANGLE_STRIDE} columns per orientation bin "
-                f"({ANGLE_STRIDE * self.bins.orientation}), got {self.grid.columns}"
+                f"grid: expected {self.stride} columns per orientation bin "
+                f"({self.stride * self.bins.orientation}), got {self.grid.columns}"
             )
-        if self.grid.rows_per_octave != RADIUS_STRIDE * self.bins.scale_per_octave:
+        if self.grid.rows_per_octave != self.stride * self.bins.scale_per_octave:
             raise ValueError(
-                f"grid: expected {RADIUS_STRIDE * self.bins.scale_per_octave} rows per octave, "
+                f"grid: expected {self.stride * self.bins.scale_per_octave} rows per octave, "
                 f"got {self.grid.rows_per_octave}"
             )
-        if self.grid.halo != 2 + 2 * len(self.channels):
-            raise ValueError(
-                f"grid: expected halo {2 + 2 * len(self.channels)} columns, got {self.grid.halo}"
-            )
+        halo = self.stride * (1 + len(self.channels))
+        if self.grid.halo != halo:
+            raise ValueError(f"grid: expected halo {halo} columns, got {self.grid.halo}")
         if self.trunk_rows < self.bins.scale:
             raise ValueError(
                 f"grid: {self.grid.rows} rows leave {self.trunk_rows} after the convolutions, "
@@ -65,35 +71,42 @@ class PolarNetConfig:
         cls,
         bins: PoseBins,
         *,
-        stem_channels: int = 16,
         channels: tuple[int, ...] = (32, 32),
-        hidden: int = 64,
+        stride: int = 2,
+        **shape: Any,
     ) -> PolarNetConfig:
         """Choose the grid that bins ask for.
 
         Its rings begin at 1/90 of the radius, or nearer the centre where bins would lack rows.
 
+        Args:
+            bins: of the output.
+            channels: field of the same name.
+            stride: field of the same name.
+            shape: the other fields.
+
         Raises:
-            ValueError: Scale bins of which an octave does not hold a whole or half number.
+            ValueError: Scale bins that rows cannot be counted in.
         """
-        rows_per_octave = RADIUS_STRIDE * bins.scale_per_octave
+        rows_per_octave = stride * bins.scale_per_octave
         if rows_per_octave != int(rows_per_octave):
             raise ValueError(
-                f"bins: expected a whole or half number per octave, got {bins.scale_per_octave}"
+                f"bins: expected a whole number of rows per octave with stride {stride}, got "
+                f"{bins.scale_per_octave} bins per octave"
             )
-        least = RADIUS_STRIDE * (bins.scale - 1 + 2 * len(channels)) + 5
+        least = stride * (bins.scale - 1 + 2 * len(channels)) + 2 * stride + 1
         grid = PolarGrid(
             rows=max(round(STANDARD_OCTAVES * rows_per_octave) + 1, least),
-            columns=ANGLE_STRIDE * bins.orientation,
+            columns=stride * bins.orientation,
             rows_per_octave=int(rows_per_octave),
-            halo=2 + 2 * len(channels),
+            halo=stride * (1 + len(channels)),
         )
-        return cls(grid, bins, stem_channels, channels, hidden)
+        return cls(grid, bins, channels=channels, stride=stride, **shape)
 
     @property
     def trunk_rows(self) -> int:
         """Rows left after the unpadded convolutions."""
-        return (self.grid.rows - 5) // RADIUS_STRIDE + 1 - 2 * len(self.channels)
+        return (self.grid.rows - 2 * self.stride - 1) // self.stride + 1 - 2 * len(self.channels)
 
 
 def activation(channels: int) -> tuple[nn.Module, nn.Module]:
@@ -162,16 +175,20 @@ class PolarNet(nn.Module):
         self.config = config = config or PolarNetConfig()
         width, hidden = config.stem_channels, config.hidden
         layers: list[nn.Module] = [
-            nn.Conv2d(1, width, 5, stride=(RADIUS_STRIDE, ANGLE_STRIDE)),
+            nn.Conv2d(1, width, 2 * config.stride + 1, stride=config.stride),
             *activation(width),
         ]
         for channels in config.channels:
-            layers += [nn.Conv2d(width, channels, 3), *activation(channels)]
+            if config.separable:
+                layers += [nn.Conv2d(width, width, 3, groups=width), *activation(width)]
+            kernel = 1 if config.separable else 3
+            layers += [nn.Conv2d(width, channels, kernel), *activation(channels)]
             width = channels
         self.trunk = nn.Sequential(*layers)
-        self.alignment = ScaleAlignment(config.trunk_rows, config.bins.scale)
         self.absolute = nn.Conv2d(width, hidden, (config.trunk_rows, 1))
-        self.aligned = nn.Conv2d(width * config.trunk_rows, hidden, 1)
+        if config.aligned:
+            self.alignment = ScaleAlignment(config.trunk_rows, config.bins.scale)
+            self.aligned = nn.Conv2d(width * config.trunk_rows, hidden, 1)
         self.orientation = nn.Sequential(
             *activation(hidden),
             CircularConv1d(hidden, hidden, 7),
@@ -197,14 +214,14 @@ class PolarNet(nn.Module):
                 assert module.bias is not None  # every convolution here has one
                 nn.init.zeros_(module.bias)
 
-    def forward(self, patches: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, log_prior: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute the logits of both histograms.
 
         Args:
             patches: (N, 1, rows, columns + 2 * halo) float32, standardised.
             log_prior: (N, S) float32, what is known of the scale beforehand, as the logarithm of
-                a probability up to a constant; zeros: nothing. It helps to read the orientation;
-                the scale logits are those of the patch alone.
+                a probability up to a constant; zeros: nothing. It helps to read the orientation
+                from aligned rows; the scale logits are those of the patch alone.
 
         Returns:
             scale (N, S) and orientation (N, R) logits.
@@ -213,7 +230,9 @@ class PolarNet(nn.Module):
         rings = self.scale_features(features)
         profile = torch.cat((rings.mean(-1, keepdim=True), rings.amax(-1, keepdim=True)), 1)
         scale = self.scale(profile).flatten(1)
-        posterior = (scale.float() + log_prior).softmax(1)
-        rows = self.absolute(features) + self.aligned(self.alignment(features, posterior))
+        rows = self.absolute(features)
+        if self.config.aligned:
+            posterior = (scale.float() + log_prior).softmax(1)
+            rows = rows + self.aligned(self.alignment(features, posterior))
         orientation = self.orientation(rows).flatten(1)
         return scale, orientation

@@ -20,7 +20,7 @@ def network_config(config: TrainConfig) -> NetworkConfig:
     """Shape the network as the training options say.
 
     Raises:
-        ValueError: Bins that the network cannot have.
+        ValueError: Scale bins that the network cannot have.
     """
     bins = PoseBins(
         orientation=config.orientation_bins,
@@ -29,9 +29,8 @@ def network_config(config: TrainConfig) -> NetworkConfig:
     )
     if config.network == "resnet18":
         return ResNetConfig(bins=bins, targets=config.targets, temperature=config.temperature)
-    return PolarNetConfig.for_bins(
-        bins, stem_channels=config.stem_channels, channels=config.channels, hidden=config.hidden
-    )
+    fields = ("stem_channels", "channels", "hidden", "stride", "separable", "aligned")
+    return PolarNetConfig.for_bins(bins, **{name: getattr(config, name) for name in fields})
 
 
 def build_network(shape: NetworkConfig) -> nn.Module:
@@ -56,6 +55,7 @@ def shape_from_entry(entry: dict[str, Any]) -> NetworkConfig:
     name = entry.pop("network", "polar")
     grid, bins = entry.pop("grid"), PoseBins(**entry.pop("bins"))
     if name == "polar":
+        entry["channels"] = tuple(entry["channels"])
         return PolarNetConfig(grid=PolarGrid(**grid), bins=bins, **entry)
     if name == "resnet18":
         entry["targets"] = tuple(entry["targets"])

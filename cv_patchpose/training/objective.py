@@ -102,6 +102,27 @@ class PoseLoss(nn.Module):
         )
 
 
+def imitation_loss(logits: Logits, batch: Batch) -> Tensor:
+    """Compute the mean divergence of histograms from those that a teacher told, nats.
+
+    Args:
+        logits: scale (B, V, S) and orientation (B, V, R).
+        batch: with what was taught.
+    """
+    taught = Logits(
+        *(
+            None if told is None else torch.from_numpy(told)
+            for told in (batch.taught_scale, batch.taught_orientation)
+        )
+    )
+    losses = [
+        nn.functional.kl_div(values.log_softmax(-1), told.to(values.device), reduction="none")
+        for told, values in zip(taught, logits, strict=True)
+        if told is not None and values is not None
+    ]
+    return torch.stack([loss.sum(-1).mean() for loss in losses]).sum()
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Say whether a device computes in bfloat16; False where PyTorch cannot tell."""
     if device.type == "cuda":

@@ -157,7 +157,14 @@ class TrainConfig:
         stem_channels: first convolution's channels.
         channels: channels of the 3 x 3 convolutions.
         hidden: width of the heads.
+        stride: rings and directions of the patches per bin.
+        separable: the 3 x 3 convolutions are one per channel, followed by 1 x 1.
+        aligned: the orientation is also read from rows aligned by the scale.
         init: checkpoint whose weights to begin with, None for random ones.
+        teacher: model whose histograms are imitated too, by name or ONNX file; None for none.
+        teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
+            size over the network's.
+        teacher_weight: of imitation, beside the loss of pairs.
         synthesis: ranges of the synthesis.
 
     Raises:
@@ -198,7 +205,13 @@ class TrainConfig:
     stem_channels: int = 16
     channels: tuple[int, ...] = (32, 32)
     hidden: int = 64
+    stride: int = 2
+    separable: bool = False
+    aligned: bool = True
     init: str | None = None
+    teacher: str | None = None
+    teacher_octaves: tuple[float, ...] = (0.0,)
+    teacher_weight: float = 1.0
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
 
     def __post_init__(self) -> None:
@@ -208,6 +221,8 @@ class TrainConfig:
             raise ValueError(f"source: expected views for polar, got {self.source!r}")
         if self.network == "polar" and set(self.targets) != set(TARGETS):
             raise ValueError(f"targets: expected both for polar, got {self.targets!r}")
+        if self.teacher and self.source != "views":
+            raise ValueError(f"teacher: expected none with source {self.source}")
 
 
 _SYNTHESIS_RULES: dict[str, _Rule] = {
@@ -245,12 +260,14 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "budget_minutes learning_rate sigma_deg sigma_octaves validate_every_minutes": _POSITIVE,
     "budget_keypoints": ("None or an integer >= 1", lambda v: v is None or _whole(1)[1](v)),
     "batch_size": _whole(2),
-    "weight_decay floor scale_weight": _NOT_NEGATIVE,
+    "weight_decay floor scale_weight teacher_weight": _NOT_NEGATIVE,
     "ema momentum": _DECAY,
     "validation_share": _SHARE,
     "loss": _one_of(LOSSES),
     "seed threads": _whole(0),
-    "streams reuse validation_keypoints stem_channels hidden": _whole(1),
+    "streams reuse validation_keypoints stem_channels hidden stride": _whole(1),
     "channels": ("integers >= 1", lambda v: all(map(_whole(1)[1], v))),
+    "teacher_octaves": ("at least one number", lambda v: len(v) > 0),
+    "separable aligned": ("True or False", lambda v: v in (True, False)),
     "bfloat16": ("None, True or False", lambda v: v in (None, True, False)),
 }

@@ -18,13 +18,26 @@ PAPER = TrainConfig(
     ema=0.0,
     batch_size=64,
 )
+PAIRS = TrainConfig(
+    network="resnet18",
+    source="patchpose",
+    learning_rate=1e-3,
+    sigma_deg=4.0,
+    sigma_octaves=0.1,
+    floor=0.01,
+)
 VIEWS = TrainConfig(
-    network="resnet18", source="views", learning_rate=1e-3, sigma_deg=4.0, sigma_octaves=0.1
+    network="resnet18",
+    source="views",
+    learning_rate=1e-3,
+    sigma_deg=4.0,
+    sigma_octaves=0.1,
+    floor=0.01,
 )
 # The first recipe of a network is its default.
 RECIPES: dict[str, dict[str, TrainConfig]] = {
     "polar": {"polar": TrainConfig()},
-    "resnet18": {"paper": PAPER, "views": VIEWS},
+    "resnet18": {"paper": PAPER, "pairs": PAIRS, "views": VIEWS},
 }
 
 
@@ -35,7 +48,8 @@ def recipe(network: str, name: str | None = None) -> TrainConfig:
         network: "polar" or "resnet18".
         name: One of the network's recipes: "polar"; "paper" (Lee, Jeong, Cho, BMVC 2021: SGD at
             3.0 with momentum 0.9, batches of 64, temperature 20, the alignment loss on PatchPose
-            pairs) or "views" (ours: AdamW, the overlap loss, spoilt views of photographs).
+            pairs), "pairs" (ours on the same pairs: AdamW and the overlap loss) or "views" (the
+            same on spoilt views of photographs).
 
     Raises:
         ValueError: An unknown network or recipe.

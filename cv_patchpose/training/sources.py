@@ -19,6 +19,7 @@ from cv_patchpose.patchpose.shards import is_dataset
 from cv_patchpose.patchpose.sources import PairSource, PatchPoseDataset, PatchPoseStream
 from cv_patchpose.training.calibration import measure_scale_offset, scale_offset
 from cv_patchpose.training.dataset import Batch, PairStream
+from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.networks import NetworkConfig
 from cv_patchpose.training.objective import pose_accuracy, run_network
 from cv_patchpose.training.options import TARGETS, TrainConfig
@@ -83,6 +84,9 @@ class ViewSource:
 
     def __init__(self, images: Path | str, config: TrainConfig, shape: NetworkConfig) -> None:
         self.config, self.shape = config, shape
+        self.teacher = None
+        if config.teacher:
+            self.teacher = Teacher(config.teacher, shape.bins, config.teacher_octaves)
         photographs = read_photographs(images, color=isinstance(shape.grid, SquareGrid))
         self.training, self.held = photographs.split(config.validation_share, config.seed)
         self.held_out = [str(path) for path in self.held.paths]
@@ -100,6 +104,7 @@ class ViewSource:
             pool_size=POOL_BATCHES * batch_size,
             seed=seed,
             reuse=config.reuse,
+            teacher=self.teacher,
         )
 
     def validation(self) -> dict[str, list[Batch]]:
@@ -110,12 +115,17 @@ class ViewSource:
             "spoilt": dataclasses.replace(config, clean=0.0),
         }
         count = max(1, self.config.validation_keypoints // VALIDATION_BATCH)
-        sizes = {"batch_size": VALIDATION_BATCH, "pool_size": VALIDATION_BATCH}
+        size = VALIDATION_BATCH
         return {
             name: list(
                 itertools.islice(
                     PairStream(
-                        self.held, self.shape.grid, synthesis, **sizes, seed=VALIDATION_SEED
+                        self.held,
+                        self.shape.grid,
+                        synthesis,
+                        batch_size=size,
+                        pool_size=size,
+                        seed=VALIDATION_SEED,
                     ),
                     count,
                 )

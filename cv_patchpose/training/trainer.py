@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,7 +30,8 @@ from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.distributed import join_processes
 from cv_patchpose.training.log import Row, read_rows, write_rows
 from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
-from cv_patchpose.training.objective import PoseLoss, has_bfloat16, run_network
+from cv_patchpose.training.objective import PoseLoss, has_bfloat16, imitation_loss, run_network
+from cv_patchpose.training.optimization import learning_rate, make_optimizer
 from cv_patchpose.training.options import TrainConfig
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.sources import measure, open_source
@@ -40,8 +40,6 @@ FIXED = ("seed", "validation_share", "source", "init")  # options that a resumed
 LOG_NAME = "log.csv"
 CURVES_NAME = "curves.png"
 VALIDATION_NAME = "validation.txt"
-WARM_UP_SHARE = 0.02
-LAST_LEARNING_RATE_SHARE = 0.003
 RECENT_STEPS = 500
 _BAR = "{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining} {postfix}"
 
@@ -86,16 +84,16 @@ class Trainer:
         self.checkpoint_path = self.run_folder / CHECKPOINT_NAME
         self.group = join_processes(config.device)
         self.batch_size = self.group.share_of(config.batch_size)
+        device = self.group.device
+        self.bfloat16 = has_bfloat16(device) if config.bfloat16 is None else config.bfloat16
         state = self._open_run(resume)
         self.source = open_source(images, config, self.shape)
         self.origin = {"data": self.source.origin, "commit": current_commit()}
         torch.manual_seed(config.seed)
-        device = self.group.device
-        self.bfloat16 = has_bfloat16(device) if config.bfloat16 is None else config.bfloat16
         self.network = build_network(self.shape).to(device)
         self.average = copy.deepcopy(self.network).eval()
         self.loss = PoseLoss(self.shape.bins, config).to(device)
-        self.optimizer = _optimizer(self.network, config)
+        self.optimizer = make_optimizer(self.network, config)
         self.step, self.keypoints, self.minutes = 0, 0, 0.0
         self.rows: list[Row] = []
         if state:
@@ -163,16 +161,6 @@ class Trainer:
             return min(1.0, self.keypoints / self.config.budget_keypoints)
         return min(1.0, self.minutes / self.config.budget_minutes)
 
-    def learning_rate(self) -> float:
-        """Warm up linearly, then fall along a cosine or stay."""
-        done = self.progress()
-        if done < WARM_UP_SHARE:
-            return self.config.learning_rate * max(0.02, done / WARM_UP_SHARE)
-        if self.config.schedule == "constant":
-            return self.config.learning_rate
-        cosine = 0.5 * (1 + math.cos(math.pi * (done - WARM_UP_SHARE) / (1 - WARM_UP_SHARE)))
-        return self.config.learning_rate * max(cosine, LAST_LEARNING_RATE_SHARE)
-
     def train(self) -> Path:
         """Run until the budget is used up.
 
@@ -222,11 +210,14 @@ class Trainer:
 
     def _step(self, batch: Batch) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = learning_rate(self.config, self.progress())
         logits = run_network(self.parallel, batch, self.shape.bins, bfloat16=self.bfloat16)
         scale_loss, orientation_loss = self.loss(logits, batch)
+        loss = orientation_loss + self.config.scale_weight * scale_loss
+        if self.config.teacher:
+            loss = loss + self.config.teacher_weight * imitation_loss(logits, batch)
         self.optimizer.zero_grad()
-        (orientation_loss + self.config.scale_weight * scale_loss).backward()
+        loss.backward()
         if self.config.largest_gradient is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.largest_gradient)
         self.optimizer.step()
@@ -248,7 +239,7 @@ class Trainer:
         row = {
             "minutes": self.minutes,
             "keypoints": self.keypoints,
-            "learning_rate": self.learning_rate(),
+            "learning_rate": learning_rate(self.config, self.progress()),
             "scale_loss": scale_loss,
             "orientation_loss": orientation_loss,
             **measure(self.average, batches, self.shape),
@@ -284,12 +275,3 @@ class Trainer:
             "validation_files": self._validation_files(),
             **self.origin,
         }
-
-
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), rate, momentum=config.momentum, weight_decay=decay
-        )
-    return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)

@@ -1,0 +1,231 @@
+"""The report: a page that stands alone, plots, pictures of pairs, and tables."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from cv_patchpose.cli import main
+from cv_patchpose.evaluation.examples import choose_methods, draw_examples
+from cv_patchpose.evaluation.homography_matching import MatchingProtocol
+from cv_patchpose.evaluation.page import render_page
+from cv_patchpose.evaluation.plots import draw_plots
+from cv_patchpose.evaluation.report import format_csv, list_figures
+from cv_patchpose.evaluation.report_folder import short_names
+from cv_patchpose.evaluation.results import PairResult, TwoViewResult
+from cv_patchpose.evaluation.samples import Sample, ShownPair
+from cv_patchpose.evaluation.sequences import turn_image
+from cv_patchpose.evaluation.two_view import summarize
+from cv_patchpose.matching import Matches
+
+METHODS = ("upright", "detector", "identity")
+VOID = ("meta", "img", "br")
+
+
+@pytest.fixture(scope="module")
+def root(photograph, tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree")
+    for name, turn_deg in (("flat", 0.0), ("turned", 40.0)):
+        (root / name).mkdir()
+        view = turn_image(photograph[:300, :300], turn_deg)
+        cv2.imwrite(str(root / name / "1.png"), photograph[:300, :300])
+        cv2.imwrite(str(root / name / "2.png"), view.image)
+        np.savetxt(root / name / "H_1_2", view.from_photo)
+    return root
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, the text, and whether tags are balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.text += text
+
+    def attributes(self, name):
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+    def pictures(self):
+        contents = [source.partition("base64,")[2] for source in self.attributes("src")]
+        return [
+            cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)
+            for content in contents
+        ]
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def report(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "deep/report"
+    output = ["--report", str(folder), "-o", str(folder / "out.json")]
+    options = ["--methods", ",".join(METHODS), "--max-keypoints", "100"]
+    assert main(["evaluate", "homography-matching", str(root), *options, *output]) == 0
+    return folder
+
+
+def test_the_page_is_whole_and_needs_nothing_else(report):
+    text = (report / "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    page = Page(text)
+    assert all(source.startswith("data:image/") for source in page.attributes("src"))
+    assert all((report / target).is_file() for target in page.attributes("href"))
+    for method in METHODS:
+        assert method in page.text
+    for word in ("homography-matching", "max_keypoints", "Most gained", "turned, pair 1-2"):
+        assert word in page.text
+    pictures = page.pictures()
+    assert len(pictures) == 3 + 2  # curves, cost, histogram; the best pair and the worst
+    assert all(picture is not None and picture.std() > 5 for picture in pictures)
+
+
+def test_tables_hold_the_rows_and_every_pair(report):
+    content = json.loads((report / "report.json").read_text())
+    assert content == json.loads((report / "out.json").read_text())
+    rows = read_csv(report / "rows.csv")
+    assert [row["method"] for row in rows] == list(METHODS)
+    assert float(rows[1]["mma_3"]) == content["rows"][1]["mma_3"]
+    pairs = read_csv(report / "pairs.csv")
+    assert list(pairs[0])[:3] == ["sequence", "pair", "method"]
+    assert {"mma_3", "correct_matches", "corner_error_px", "seconds_pose"} <= set(pairs[0])
+    found = {(pair["sequence"], pair["pair"], pair["method"]) for pair in pairs}
+    assert found == {(name, "1-2", m) for name in ("flat", "turned") for m in METHODS}
+    own = [float(pair["mma_3"]) for pair in pairs if pair["method"] == "detector"]
+    assert np.mean(own) == pytest.approx(content["rows"][1]["mma_3"])
+
+
+def test_a_report_of_kept_results_says_so(root, report):
+    cache = ["--cache", str(report / ".cv-patchpose-cache"), "--max-keypoints", "100"]
+    folder = report / "second"
+    arguments = ["homography-matching", str(root), "--methods", "upright", *cache]
+    assert main(["evaluate", *arguments, "--report", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert "2 of them were measured by earlier runs" in text
+    assert "they need a benchmark of pairs and two methods" in text
+    assert "earlier runs" not in (report / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "columns", "plots"),
+    [
+        ("homography-pose", {"orientation_within_5_deg", "scale_points"}, ["1-2", "scale"]),
+        ("patchpose", {"orientation_within_5_deg", "scale_points"}, ["orientation", "scale"]),
+    ],
+)
+def test_benchmarks_of_poses_have_reports_too(root, tmp_path, benchmark, columns, plots):
+    options = ["--methods", "identity,gradient-histogram", "--report", str(tmp_path)]
+    if benchmark == "patchpose":
+        options += ["--images", "2"]
+    assert main(["evaluate", benchmark, str(root), *options]) in (0, 1)
+    assert columns <= set(read_csv(tmp_path / "pairs.csv")[0])
+    page = Page((tmp_path / "report.html").read_text())
+    assert all(plot in page.text for plot in plots)
+
+
+def test_a_report_in_place_of_a_file_is_refused(root, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["homography-pose", str(root), "--methods", "identity"]
+    assert main(["evaluate", *arguments, "--report", str(tmp_path / "file")]) == 2
+    assert "report: expected a folder, got the file" in capsys.readouterr().err
+
+
+def test_the_first_method_is_compared_with_the_last_learned_one():
+    assert choose_methods(["detector", "polar", "a.onnx:2", "orinet"]) == ("detector", "a.onnx:2")
+    assert choose_methods(["detector", "upright@describe", "peer.py"]) == ("detector", "peer.py")
+    assert choose_methods(["polar", "detector"]) is None
+    assert choose_methods(["detector"]) is None
+
+
+def test_best_and_worst_pairs_are_those_that_gain_and_lose_most():
+    gains = {"a": 5, "b": -7, "c": 0, "d": 9, "e": -1}
+    samples = [
+        Sample("s", pair, method, PairResult(method, 20, 50, correct, [0.1] * 10))
+        for pair, gain in gains.items()
+        for method, correct in (("detector", 10), ("identity", 3), ("upright", 10 + gain))
+    ]
+    shown = []
+
+    def show(unit, protocol):
+        shown.append((unit, protocol.methods))
+        nothing = Matches((0, 0), *np.zeros((2, 0, 2), np.float32), np.zeros(0, bool))
+        image = np.zeros((40, 60, 3), np.uint8)
+        return ShownPair(image, image, dict.fromkeys(protocol.methods, nothing))
+
+    protocol = MatchingProtocol(methods=("detector", "identity", "upright"))
+    units = {("s", pair): pair for pair in gains}
+    names = short_names(protocol.methods)
+    examples = draw_examples(samples, units, show, protocol, names)
+    assert [unit for unit, _ in shown] == ["d", "a", "b", "e"]
+    assert {methods for _, methods in shown} == {("detector", "upright")}
+    assert [len(examples.best), len(examples.worst)] == [2, 2]
+    assert examples.best[0].caption.startswith("s, pair d: detector has 10 distinct correct")
+    assert "upright has 19" in examples.best[0].caption
+    assert "detector, the first method" in examples.rule
+    one = draw_examples(samples[:3], units, show, protocol, names)
+    assert [len(one.best), len(one.worst)] == [1, 0]
+
+
+def test_two_views_are_plotted_by_difficulty():
+    samples = [
+        Sample("s", f"{n}", method, TwoViewResult(method, kind, (error, np.inf), 9, 5, 20, times))
+        for n, (kind, error) in enumerate([("easy", 1.0), ("hard", 8.0)])
+        for method, times in (("upright", {"pose": 0.0}), ("polar", {"pose": 0.1}))
+    ]
+    rows = [summarize([s.result for s in samples], method) for method in ("upright", "polar")]
+    plots = draw_plots(rows, samples, {"upright": "upright", "polar": "polar"})
+    titles = [plot.title for plot in plots]
+    assert titles[:2] == ["Accuracy against cost", "Relative pose by difficulty"]
+    assert titles[2].startswith("Histogram: error of the relative pose")
+    for plot in plots:
+        assert cv2.imdecode(np.frombuffer(plot.png, np.uint8), cv2.IMREAD_COLOR).std() > 5
+    (first, *_), header = list_figures(samples), format_csv(list_figures(samples)).splitlines()[0]
+    assert header.startswith("sequence,pair,method,difficulty,error_deg,maa_5,maa_10")
+    assert first["error_deg"] == np.inf
+
+
+def test_absent_values_are_empty_cells():
+    assert format_csv([{"a": 1, "b": None}, {"a": "x,y", "c": 0.5}]) == ('a,b,c\n1,,\n"x,y",,0.5\n')
+
+
+def test_files_are_called_by_their_names_where_these_differ():
+    names = short_names(["polar", "runs/a/model.onnx:2", "runs/b/other.onnx"])
+    assert list(names.values()) == ["polar", "model.onnx:2", "other.onnx"]
+    same = ["runs/a/model.onnx", "runs/b/model.onnx"]
+    assert short_names(same) == dict(zip(same, same, strict=True))
+
+
+def test_what_names_hold_is_no_markup():
+    content = {
+        "benchmark": "b",
+        "protocol": {"root": "<i>&"},
+        "rows": [{"method": "<b>", "mma_1": 0.25, "note": None}],
+        "failures": {"<u>": "'broken' & \"gone\""},
+        "environment": {},
+    }
+    page = Page(render_page(content, {"<b>": "<b>"}, [], None, (0, 1)))
+    assert not {"i", "b", "u"} & {tag for tag, _ in page.elements}
+    for text in ("<i>&", "<b>", "<u>", "'broken' & \"gone\"", "0.250", "-"):
+        assert text in page.text
