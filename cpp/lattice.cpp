@@ -107,7 +107,7 @@ void sample_lattice(const Lattice& lattice, float* out) {
   alignas(64) std::int32_t offset[kBlock];  // bytes from the origin to a sample's upper left pixel
   alignas(64) float weight_x[kBlock], weight_y[kBlock];  // shares of the right and lower pixels
   alignas(64) Words upper[Pixels::kWords], lower[Pixels::kWords];
-  alignas(64) float values[kBlock];
+  alignas(64) float values[kBlock];  // results, where whole vectors would not fit the output
 
   for (int first = 0; first < at.count; first += kBlock) {
     const int count = at.count - first < kBlock ? at.count - first : kBlock;
@@ -134,6 +134,8 @@ void sample_lattice(const Lattice& lattice, float* out) {
       }
     }
     for (int c = 0; c < kChannels; ++c) {
+      float* const plane = out + std::int64_t(c) * at.count + first;
+      float* const target = padded == count ? plane : values;
       for (int j = 0; j < padded; ++j) {
         const float top_left = Pixels::value(upper, j, c);
         const float low_left = Pixels::value(lower, j, c);
@@ -141,9 +143,9 @@ void sample_lattice(const Lattice& lattice, float* out) {
             top_left + weight_x[j] * (Pixels::value(upper, j, c + kChannels) - top_left);
         const float low =
             low_left + weight_x[j] * (Pixels::value(lower, j, c + kChannels) - low_left);
-        values[j] = (top + weight_y[j] * (low - top)) * kScale<T>;
+        target[j] = (top + weight_y[j] * (low - top)) * kScale<T>;
       }
-      std::memcpy(out + std::int64_t(c) * at.count + first, values, count * sizeof(float));
+      if (target == values) std::memcpy(plane, values, count * sizeof(float));
     }
   }
 }
