@@ -203,7 +203,7 @@ def test_files_that_are_no_peer_are_named(tmp_path):
 
 @pytest.mark.shared_data
 @needs_weights
-def test_convention_affnet_with_orinet_turns_with_the_image(photograph):
+def test_affnet_with_orinet_turns_with_the_image(photograph):
     method = load_method("orinet+affnet", MethodSettings(peer_weights=PEER_WEIGHTS))
     view, turned = turn_image(photograph), turn_image(photograph, 40.0)
     points = detect(view, "sift", 100, 12.0).points

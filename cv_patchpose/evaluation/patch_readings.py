@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.assigner import PatchPoseAssigner
+from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.evaluation.interface import Method
 from cv_patchpose.evaluation.learned import Learned
-from cv_patchpose.histograms import PatchPoses, PoseHistograms, find_modes
+from cv_patchpose.histograms import PatchPoses, find_modes
 from cv_patchpose.keypoints import arrays_from_keypoints
+from cv_patchpose.patches import build_pyramid, sample_patches
 from cv_patchpose.patchpose.patch_sets import Patches
 
 
@@ -48,7 +49,7 @@ def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:
     center = (cv2.KeyPoint(middle, middle, patches.shape[1]),)
     images = patches[..., ::-1]
     if isinstance(method, Learned):
-        return _read_histograms(method.assigner, images, center, top_k)
+        return _read_histograms(method.assigner.estimator, images, top_k)
     keypoint = arrays_from_keypoints(center)
     estimates = [method.estimate(np.ascontiguousarray(image), keypoint) for image in images]
     nothing = np.full(len(patches), np.nan)
@@ -60,18 +61,25 @@ def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:
     )
 
 
-def _read_histograms(
-    assigner: PatchPoseAssigner, images: Patches, center: tuple[cv2.KeyPoint], top_k: int
-) -> Readings:
-    bins = assigner.estimator.metadata.bins
-    parts = [assigner.histograms(image, center) for image in images]
-    histograms = PoseHistograms(
-        scale=np.concatenate([part.scale for part in parts]),
-        orientation=np.concatenate([part.orientation for part in parts]),
-    )
+def _read_histograms(estimator: PoseEstimator, images: Patches, top_k: int) -> Readings:
+    metadata, size = estimator.metadata, images.shape[1]
+    bins, center = metadata.bins, [[(size - 1) / 2, (size - 1) / 2]]
+    # The network sees all of them at once, which is much faster.
+    sampled = [
+        sample_patches(
+            build_pyramid(image, color=metadata.color),
+            center,
+            [size],
+            [0.0],
+            metadata.grid,
+            standardize=metadata.standardize,
+        )
+        for image in images
+    ]
+    histograms = estimator.histograms(np.concatenate(sampled))
     scales = find_modes(histograms, bins, top_k=top_k, max_angles=1)
     angles = find_modes(histograms, bins, top_k=top_k, max_scales=1)
-    shape = (len(parts), top_k)
+    shape = (len(images), top_k)
     return Readings(
         octaves=np.log2(_by_rank(scales, scales.scale, shape)),
         angle_deg=_by_rank(angles, angles.angle_deg, shape),
