@@ -27,6 +27,7 @@ Calls = dict[str, Callable[[], object]]
 SIZES_PX = (4.0, 24.0)  # of keypoints; the windows are 6 times as wide
 MAGNIFICATION = 6.0
 NETWORK_PATCHES = 256
+CHUNK = 512  # as in assign
 REMAP_ROWS = 32000  # OpenCV's maps must have fewer rows than 32768
 POLAR, SQUARE = PolarGrid(), SquareGrid()
 
@@ -79,6 +80,12 @@ def torch_grid_sample(tensor, grid) -> torch.Tensor:
     return torch.nn.functional.grid_sample(tensor, grid, padding_mode="border", align_corners=True)
 
 
+def in_chunks(sample, pyramid, where, *rest, **options) -> None:
+    """Sample as assign does: one array for all patches would time the system's making of fresh pages."""
+    for first in range(0, len(where[0]), CHUNK):
+        sample(pyramid, *(values[first : first + CHUNK] for values in where), *rest, **options)
+
+
 def sampling_calls(scene: Scene, *, slow_peers: bool) -> Calls:
     """All read the grey image; positions of remap and grid_sample are ready beforehand."""
     grey = cv2.cvtColor(scene.image, cv2.COLOR_BGR2GRAY)
@@ -87,8 +94,10 @@ def sampling_calls(scene: Scene, *, slow_peers: bool) -> Calls:
     where = (xy, window, arrays.angle_deg.astype(float))
     pyramid = build_pyramid(grey)
     calls: Calls = {
-        "ours, square 32 x 32": lambda: sample_square(pyramid, *where, SQUARE),
-        "ours, polar 40 x 72": lambda: sample_polar(pyramid, *where, POLAR, standardize=True),
+        "ours, square 32 x 32": lambda: in_chunks(sample_square, pyramid, where, SQUARE),
+        "ours, polar 40 x 72": lambda: in_chunks(
+            sample_polar, pyramid, where, POLAR, standardize=True
+        ),
         "cv2.warpAffine loop, 32 x 32": lambda: warp_affine_loop(grey, *where, SQUARE.size),
     }
     square, polar = (positions(*where, unit) for unit in unit_grids())
@@ -129,7 +138,7 @@ def stage_calls(scene: Scene) -> Calls:
         "assign": lambda: assigner.assign(scene.image, scene.keypoints),
         "pyramid": lambda: build_pyramid(scene.image, color=metadata.color),
         "KeyPoints in": lambda: arrays_from_keypoints(scene.keypoints),
-        "sampling": lambda: sample(pyramid, *where, metadata.grid, **options),
+        "sampling": lambda: in_chunks(sample, pyramid, where, metadata.grid, **options),
         f"network, {len(patches)} patches": lambda: estimator.histograms(patches),
         "modes": lambda: find_modes(histograms, metadata.bins, scale_prior_sigma=0.2),
         "KeyPoints out": lambda: keypoints_from_arrays(arrays),

@@ -189,8 +189,7 @@ class PatchPoseAssigner:
             ValueError: An image or a keypoint that cannot be used.
         """
         pyramid, arrays = self._read(image, keypoints)
-        metadata = self._estimator.metadata
-        support = choose_support(arrays, metadata, self._options, self._traits)
+        support = choose_support(arrays, self._estimator.metadata, self._options, self._traits)
         chunks = [
             self._estimator.histograms(
                 self._sample(pyramid, arrays.xy_px[chunk], support.window_px[chunk])
