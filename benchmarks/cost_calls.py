@@ -81,7 +81,7 @@ def torch_grid_sample(tensor, grid) -> torch.Tensor:
 
 
 def in_chunks(sample, pyramid, where, *rest, **options) -> None:
-    """Sample as assign does: one large array would time the making of fresh pages."""
+    """Sample as assign does; one array for all would time the making of fresh memory pages."""
     for first in range(0, len(where[0]), CHUNK):
         sample(pyramid, *(values[first : first + CHUNK] for values in where), *rest, **options)
 

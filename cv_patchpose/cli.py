@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -212,11 +213,12 @@ def _run_info(args: argparse.Namespace) -> None:
 
 def _verb_of_extra(text: str, module: str, extra: str) -> _Verb:
     """Make a verb of a module that has `add_arguments` and `run`."""
-    return _Verb(
-        text,
-        lambda parser: _import_extra(module, extra).add_arguments(parser),
-        lambda args: int(_import_extra(module, extra).run(args)),
-    )
+
+    def run(args: argparse.Namespace) -> int:
+        with _needing(extra):
+            return int(import_module(f"cv_patchpose.{module}").run(args))
+
+    return _Verb(text, lambda parser: _import_extra(module, extra).add_arguments(parser), run)
 
 
 _VERBS = {
@@ -251,10 +253,11 @@ def _describe(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _import_extra(module: str, extra: str) -> ModuleType:
-    """Import a module of ours that needs packages of an extra."""
+@contextlib.contextmanager
+def _needing(extra: str) -> Iterator[None]:
+    """Name the extra that a missing package belongs to."""
     try:
-        return import_module(f"cv_patchpose.{module}")
+        yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("cv_patchpose"):
             raise
@@ -262,6 +265,12 @@ def _import_extra(module: str, extra: str) -> ModuleType:
             f"{error.name}: expected an installed package, got none; "
             f"pip install 'cv-patchpose[{extra}]'"
         ) from error
+
+
+def _import_extra(module: str, extra: str) -> ModuleType:
+    """Import a module of ours that needs packages of an extra."""
+    with _needing(extra):
+        return import_module(f"cv_patchpose.{module}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cv_patchpose.training.checkpoint import saved_config
 from cv_patchpose.training.options import TARGETS, TrainConfig
 from cv_patchpose.training.recipes import RECIPES, recipe
-from cv_patchpose.training.trainer import Trainer
 
 # option: (field of TrainConfig, type, help)
 _OPTIONS: dict[str, tuple[str, type, str]] = {
@@ -73,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
+    # Here, so that the help needs no torch.
+    from cv_patchpose.training.trainer import Trainer
+
     given, views = _given(args, _OPTIONS), _given(args, _VIEW_OPTIONS)
     if args.target:
         given["targets"] = TARGETS if args.target == "both" else (args.target,)
@@ -114,4 +115,6 @@ def _base_config(args: argparse.Namespace) -> TrainConfig:
     for name in ("network", "recipe"):
         if getattr(args, name):
             raise ValueError(f"{name}: expected none with --resume, got {getattr(args, name)!r}")
+    from cv_patchpose.training.checkpoint import saved_config
+
     return saved_config(args.output)
