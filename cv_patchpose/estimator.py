@@ -18,7 +18,7 @@ from cv_patchpose.errors import ModelError
 from cv_patchpose.histograms import PoseHistograms
 from cv_patchpose.metadata import ModelMetadata, read_metadata
 
-BUNDLED_MODELS = ("polar",)
+BUNDLED_MODELS = ("polar", "polar-small")
 ENGINES = ("onnxruntime", "opencv")
 
 _BATCH = 256
@@ -46,7 +46,7 @@ class PoseEstimator:
         providers: Execution providers really in use, most preferred first.
 
     Args:
-        model: "polar" or the path of an exported ONNX file.
+        model: One of `BUNDLED_MODELS` or the path of an exported ONNX file.
         engine: "onnxruntime" or "opencv" (cv2.dnn, always there); None: ONNX Runtime where it can
             be imported.
         providers: Execution providers of ONNX Runtime in order of preference, for example

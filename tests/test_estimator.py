@@ -233,8 +233,9 @@ class TestMetadata:
 class TestBadFiles:
     def test_missing(self, tmp_path):
         path = tmp_path / "none.onnx"
+        names = ", ".join(BUNDLED_MODELS)
         for model in (path, "resnet18"):
-            message = f"{model}: expected a model bundled with this version (polar) or the path of"
+            message = f"{model}: expected a model bundled with this version ({names}) or the path of"
             with pytest.raises(ModelError, match=re.escape(message)):
                 PoseEstimator(model)
 

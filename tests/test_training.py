@@ -467,3 +467,11 @@ def test_a_teacher_reads_windows_of_several_sizes(toy_model):
     assert len(set(peaks)) == 1
     with pytest.raises(ValueError, match="teacher_octaves: expected whole scale bins"):
         Teacher(toy_model, PoseBins(), (0.2,))
+
+
+def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):
+    config = dataclasses.replace(TINY, init=str(run / "checkpoint.pt"))
+    Trainer(texture_folder, tmp_path / "run", config).train()
+    path = export_checkpoint(tmp_path / "run", tmp_path / "model.onnx")
+    assert PoseEstimator(path).metadata.training["recipe"]["init"] == "checkpoint.pt"
+    assert str(tmp_path).encode() not in path.read_bytes()

@@ -215,9 +215,15 @@ def _training_notes(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "photographs": state["photographs"],
         "data": state.get("data", ""),
         "network": {k: v for k, v in state["network_config"].items() if k not in foreign},
-        "recipe": dict(state["train_config"]),
+        "recipe": _without_folders(state["train_config"]),
     }
     for other in states[1:]:
         target = shape_of(other).targets[0]  # type: ignore[union-attr]
         notes[target] = {k: v for k, v in _training_notes([other]).items() if v != notes[k]}
     return notes
+
+
+def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Keep the names of files that a run began with, not where they lay."""
+    names = {k: Path(recipe[k]).name for k in ("init", "teacher") if recipe.get(k)}
+    return {**recipe, **names}
