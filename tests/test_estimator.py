@@ -235,7 +235,7 @@ class TestBadFiles:
         path = tmp_path / "none.onnx"
         names = ", ".join(BUNDLED_MODELS)
         for model in (path, "resnet18"):
-            message = f"{model}: expected a model bundled with this version ({names}) or the path of"
+            message = f"{model}: expected a model bundled with this version ({names}) or the path"
             with pytest.raises(ModelError, match=re.escape(message)):
                 PoseEstimator(model)
 
