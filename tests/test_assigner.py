@@ -406,7 +406,7 @@ class TestErrors:
 
     def test_missing_models_are_named(self, tmp_path):
         with pytest.raises(
-            ModelError, match=r"none\.onnx: expected a model bundled with this version \(polar\)"
+            ModelError, match=r"none\.onnx: expected a model bundled with this version \(polar"
         ):
             PatchPoseAssigner(tmp_path / "none.onnx")
 
