@@ -14,13 +14,13 @@ from numpy.testing import assert_allclose
 from cv_patchpose.descriptors import rule_for
 from cv_patchpose.evaluation.description import Features, describe_keypoints
 from cv_patchpose.evaluation.detection import DETECTORS, SCALELESS_DETECTORS, detect
-from cv_patchpose.evaluation.gradient_histogram import characteristic_size_px, dominant_gradient_deg
 from cv_patchpose.evaluation.interface import MethodSettings
 from cv_patchpose.evaluation.matchers import match_features
 from cv_patchpose.evaluation.methods import CONTROLS, load_method, require_one_pose
 from cv_patchpose.evaluation.peers import OriNet
 from cv_patchpose.evaluation.runner import load_methods
 from cv_patchpose.evaluation.sequences import turn_image
+from cv_patchpose.evaluation.sift_rules import characteristic_size_px, dominant_gradient_deg
 from cv_patchpose.homography import project
 from cv_patchpose.keypoints import keypoints_from_arrays
 from cv_patchpose.matching import describe_root_sift

@@ -29,7 +29,6 @@ from cv_patchpose.training.checkpoint import (  # noqa: E402
 from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
 from cv_patchpose.training.imitation import Teacher  # noqa: E402
-from cv_patchpose.training.network import PolarNet  # noqa: E402
 from cv_patchpose.training.objective import (  # noqa: E402
     Logits,
     PoseLoss,
@@ -40,6 +39,7 @@ from cv_patchpose.training.objective import (  # noqa: E402
 )
 from cv_patchpose.training.options import LOSSES, SynthesisConfig, TrainConfig  # noqa: E402
 from cv_patchpose.training.photographs import Photograph  # noqa: E402
+from cv_patchpose.training.polar import PolarNet  # noqa: E402
 from cv_patchpose.training.trainer import Trainer  # noqa: E402
 
 pytestmark = pytest.mark.train

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.detection import Detections
-from cv_patchpose.evaluation.gradient_histogram import (
-    SIFT_MAGNIFICATION,
-    characteristic_size_px,
-    dominant_gradient_deg,
-)
 from cv_patchpose.evaluation.interface import (
     AffineKeypoints,
     Estimates,
     Image,
     Route,
     fields_target,
+)
+from cv_patchpose.evaluation.sift_rules import (
+    SIFT_MAGNIFICATION,
+    characteristic_size_px,
+    dominant_gradient_deg,
 )
 from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.keypoints import KeypointArrays

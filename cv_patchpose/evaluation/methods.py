@@ -18,10 +18,10 @@ from cv_patchpose.evaluation.controls import (
     SiftAtPoint,
     Upright,
 )
-from cv_patchpose.evaluation.gradient_histogram import SIFT_MAGNIFICATION, dominant_gradient_deg
 from cv_patchpose.evaluation.interface import Method, MethodSettings, Route
 from cv_patchpose.evaluation.learned import Learned
 from cv_patchpose.evaluation.peers import AffNet, OriNet
+from cv_patchpose.evaluation.sift_rules import SIFT_MAGNIFICATION, dominant_gradient_deg
 
 CONTROLS = (
     "identity",

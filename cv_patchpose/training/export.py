@@ -27,9 +27,9 @@ from cv_patchpose.training.checkpoint import (
     shape_of,
 )
 from cv_patchpose.training.compression import round_weights, store_int8
-from cv_patchpose.training.network import PolarNetConfig
 from cv_patchpose.training.networks import NetworkConfig
 from cv_patchpose.training.options import TARGETS
+from cv_patchpose.training.polar import PolarNetConfig
 from cv_patchpose.training.resnet import ResNetConfig, ResNetPose
 
 TOLERANCE = 1e-4

@@ -9,8 +9,8 @@ from torch import nn
 
 from cv_patchpose.grids import PolarGrid, SquareGrid
 from cv_patchpose.histograms import PoseBins
-from cv_patchpose.training.network import PolarNet, PolarNetConfig
 from cv_patchpose.training.options import TrainConfig
+from cv_patchpose.training.polar import PolarNet, PolarNetConfig
 from cv_patchpose.training.resnet import ResNetConfig, ResNetPose
 
 NetworkConfig: TypeAlias = PolarNetConfig | ResNetConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cv_patchpose.training.options import TrainConfig
 
 PAPER = TrainConfig(
@@ -26,14 +28,7 @@ PAIRS = TrainConfig(
     sigma_octaves=0.1,
     floor=0.01,
 )
-VIEWS = TrainConfig(
-    network="resnet18",
-    source="views",
-    learning_rate=1e-3,
-    sigma_deg=4.0,
-    sigma_octaves=0.1,
-    floor=0.01,
-)
+VIEWS = replace(PAIRS, source="views")
 # The first recipe of a network is its default.
 RECIPES: dict[str, dict[str, TrainConfig]] = {
     "polar": {"polar": TrainConfig()},

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from cv_patchpose.histograms import PoseBins  # noqa: E402
 from cv_patchpose.patches import PolarGrid  # noqa: E402
-from cv_patchpose.training.network import PolarNet, PolarNetConfig, ScaleAlignment  # noqa: E402
+from cv_patchpose.training.polar import PolarNet, PolarNetConfig, ScaleAlignment  # noqa: E402
 
 pytestmark = pytest.mark.train
 
