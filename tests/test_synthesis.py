@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
 import re
 import threading
 from pathlib import Path
@@ -188,9 +189,22 @@ def streams(folder, seed):
     return PairStream(photographs, GRID, CLEAN, batch_size=8, pool_size=32, seed=seed)
 
 
-def test_a_stream_repeats_by_seed_and_prefetching_changes_nothing(folder):
+forking = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="the system cannot fork"
+)
+# PyTorch warns where there are fewer processors than workers, Python where threads are forked.
+quiet = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create", "ignore:This process .* is multi-threaded"
+)
+by_threads_and_processes = pytest.mark.parametrize(
+    "processes", [False, pytest.param(True, marks=(forking, quiet))]
+)
+
+
+@by_threads_and_processes
+def test_a_stream_repeats_by_seed_and_prefetching_changes_nothing(folder, processes):
     one, other = iter(streams(folder, 5)), iter(streams(folder, 5))
-    ahead = prefetch([streams(folder, 5)], depth=2)
+    ahead = prefetch([streams(folder, 5)], depth=2, processes=processes)
     for _ in range(6):
         batch = next(one)
         assert batch.patches.shape == (8, 4, 1, 40, 84)
@@ -199,11 +213,43 @@ def test_a_stream_repeats_by_seed_and_prefetching_changes_nothing(folder):
     assert not np.array_equal(next(iter(streams(folder, 6))).patches, batch.patches)
 
 
-def test_a_failing_producer_reaches_the_consumer(folder):
+@by_threads_and_processes
+def test_a_failing_producer_reaches_the_consumer(folder, processes):
     stream = streams(folder, 0)
     stream.photographs = None
     with pytest.raises(TypeError):
-        next(prefetch([stream], depth=1))
+        next(prefetch([stream], depth=1, processes=processes))
+
+
+@quiet
+@forking
+def test_producing_processes_take_turns_and_end_with_their_consumer(folder):
+    both = [streams(folder, 0), streams(folder, 1)]
+    ahead = prefetch(both, depth=1, processes=True)
+    for expected in zip(*map(iter, both), strict=True):
+        for batch in expected:
+            np.testing.assert_array_equal(next(ahead).patches, batch.patches)
+        break
+    assert len(multiprocessing.active_children()) == 2
+    ahead.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_system_that_cannot_fork_is_told_to_use_threads(folder, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(ValueError, match="workers: expected 0 on a system that cannot fork"):
+        prefetch([streams(folder, 0)], depth=1, processes=True)
+
+
+def test_a_second_grid_sees_the_same_places(folder):
+    second = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=1)
+    photographs = read_photographs(folder)
+    batch = sample_views(photographs[0], GRID, CLEAN, np.random.default_rng(0), second_grid=second)
+    halo = GRID.halo - second.halo
+    assert batch.second_patches.shape[-1] == 74
+    np.testing.assert_allclose(
+        batch.second_patches, batch.patches[..., halo : 84 - halo], atol=1e-5
+    )
 
 
 def test_prefetching_needs_a_stream():

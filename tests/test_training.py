@@ -36,6 +36,7 @@ from cv_patchpose.training.objective import (  # noqa: E402
     pair_changes,
     pose_accuracy,
     run_network,
+    taught_by,
 )
 from cv_patchpose.training.options import LOSSES, SynthesisConfig, TrainConfig  # noqa: E402
 from cv_patchpose.training.photographs import Photograph  # noqa: E402
@@ -439,7 +440,7 @@ def test_a_pupil_learns_what_its_teacher_says(texture_folder, tmp_path):
     def divergence():
         with torch.no_grad():
             logits = run_network(trainer.network, batch, trainer.shape.bins)
-            return float(imitation_loss(logits, batch))
+            return float(imitation_loss(logits, taught_by(batch)))
 
     before = divergence()
     trainer.train()

@@ -37,6 +37,22 @@ def measure_scale_offset(
     Returns:
         Octaves to add to every measured log2 scale; 0 when there are no keypoints.
     """
+    return scale_offset(network, reference_patches(grid, photographs, magnification), bins)
+
+
+def reference_patches(
+    grid: PolarGrid | SquareGrid, photographs: Photographs, magnification: float
+) -> list[NDArray[np.float32]]:
+    """Sample SIFT keypoints as they are found, some of each of some photographs.
+
+    Args:
+        grid: of the patches.
+        photographs: with their SIFT keypoints.
+        magnification: diameter of the support window over the keypoint's size.
+
+    Returns:
+        Arrays of (N, C, H, W).
+    """
     patches = []
     for index in range(min(len(photographs), PHOTOGRAPHS)):
         photograph = photographs[index]
@@ -56,7 +72,7 @@ def measure_scale_offset(
                 standardize=isinstance(grid, PolarGrid),
             )
         )
-    return scale_offset(network, patches, bins)
+    return patches
 
 
 @torch.no_grad()

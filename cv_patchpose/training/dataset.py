@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ class Batch:
             inf: nothing.
         taught_scale: (B, V, S) float32, a teacher's histograms; None without one.
         taught_orientation: (B, V, R) float32, likewise.
+        second_patches: (B, V, C, H, W) float32, the same places on a second grid; None without.
     """
 
     patches: NDArray[np.float32]
@@ -38,6 +40,7 @@ class Batch:
     scale_sigma: NDArray[np.float64]
     taught_scale: NDArray[np.float32] | None = None
     taught_orientation: NDArray[np.float32] | None = None
+    second_patches: NDArray[np.float32] | None = None
 
 
 def sample_views(
@@ -46,6 +49,7 @@ def sample_views(
     config: SynthesisConfig,
     rng: np.random.Generator,
     teacher: Teacher | None = None,
+    second_grid: PolarGrid | None = None,
 ) -> Batch | None:
     """Cut the patches of some keypoints out of several random views of one photograph.
 
@@ -55,6 +59,7 @@ def sample_views(
         config: ranges of everything drawn.
         rng: random generator.
         teacher: tells its histograms of the same places.
+        second_grid: sampled too, for a second network that sees the same places.
 
     Returns:
         A batch of at most `config.keypoints_per_view` keypoints, or None when no candidate is
@@ -73,7 +78,7 @@ def sample_views(
     window = _reference_windows(photograph.size_px[chosen], config, rng)
     tracked, free = rng.random((2, len(xy))) < ((config.tracked,), (config.free,))
     sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
-    patches, jacobians, log2_windows, taught = [], [], [], []
+    patches, second_patches, jacobians, log2_windows, taught = [], [], [], [], []
     for view in views:
         jacobian = local_jacobian(view.homography, xy)
         zoom = np.sqrt(np.linalg.det(jacobian))
@@ -82,17 +87,12 @@ def sample_views(
         jitter_px = config.jitter * window_px + config.jitter_px
         place = place + rng.normal(size=place.shape) * jitter_px[:, None]
         pyramid = build_pyramid(view.image, color=view.image.ndim == 3)
-        patches.append(
-            sample_patches(
-                pyramid,
-                place,
-                window_px,
-                np.zeros(len(xy)),
-                grid,
-                standardize=isinstance(grid, PolarGrid),
-                num_threads=1,
-            )
+        sample = functools.partial(
+            sample_patches, pyramid, place, window_px, np.zeros(len(xy)), num_threads=1
         )
+        patches.append(sample(grid, standardize=isinstance(grid, PolarGrid)))
+        if second_grid:
+            second_patches.append(sample(second_grid, standardize=True))
         if teacher:
             taught.append(teacher.histograms(pyramid, place, window_px, sigma))
         jacobians.append(jacobian)
@@ -104,6 +104,7 @@ def sample_views(
         scale_sigma=np.repeat(sigma[:, None], config.views, 1),
         taught_scale=np.stack([t.scale for t in taught], 1) if teacher else None,
         taught_orientation=np.stack([t.orientation for t in taught], 1) if teacher else None,
+        second_patches=np.stack(second_patches, 1) if second_grid else None,
     )
 
 
@@ -164,6 +165,7 @@ class PairStream:
         seed: seed of this stream.
         reuse: how often a keypoint is drawn on average.
         teacher: tells its histograms of the same places.
+        second_grid: sampled too, see `sample_views`.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class PairStream:
         seed: int | tuple[int, ...],
         reuse: int = 1,
         teacher: Teacher | None = None,
+        second_grid: PolarGrid | None = None,
     ) -> None:
         self.photographs = photographs
         self.grid = grid
@@ -185,6 +188,7 @@ class PairStream:
         self.pool_size = pool_size
         self.reuse = reuse
         self.teacher = teacher
+        self.second_grid = second_grid
         self.rng = np.random.default_rng(seed)
 
     def _groups(self) -> Iterator[Batch]:
@@ -193,7 +197,9 @@ class PairStream:
             found = False
             for index in self.rng.permutation(len(self.photographs)):
                 photograph = self.photographs[int(index)]
-                group = sample_views(photograph, self.grid, self.config, self.rng, self.teacher)
+                group = sample_views(
+                    photograph, self.grid, self.config, self.rng, self.teacher, self.second_grid
+                )
                 if group is not None:
                     found = True
                     yield group
@@ -219,19 +225,21 @@ class PairStream:
                 free = free[count:]
                 group = next(groups)
             drawn = self.rng.permutation(self.pool_size)[: self.batch_size]
-            yield Batch(*(array[drawn] for array in _arrays(pool)))
+            yield Batch(**{name: array[drawn] for name, array in pool.items()})
             free = drawn[: -(-self.batch_size // self.reuse)]
 
 
-def _arrays(batch: Batch) -> tuple[NDArray[Any], ...]:
-    given = (getattr(batch, field.name) for field in dataclasses.fields(batch))
-    return tuple(array for array in given if array is not None)
+def arrays_of(batch: Batch) -> dict[str, NDArray[Any]]:
+    """Name the arrays that a batch has."""
+    named = ((field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch))
+    return {name: array for name, array in named if array is not None}
 
 
-def _empty_like(batch: Batch, count: int) -> Batch:
-    return Batch(*(np.empty((count, *a.shape[1:]), a.dtype) for a in _arrays(batch)))
+def _empty_like(batch: Batch, count: int) -> dict[str, NDArray[Any]]:
+    arrays = arrays_of(batch).items()
+    return {name: np.empty((count, *a.shape[1:]), a.dtype) for name, a in arrays}
 
 
-def _put(pool: Batch, rows: NDArray[np.intp], group: Batch) -> None:
-    for target, source in zip(_arrays(pool), _arrays(group), strict=True):
-        target[rows] = source[: len(rows)]
+def _put(pool: dict[str, NDArray[Any]], rows: NDArray[np.intp], group: Batch) -> None:
+    for name, source in arrays_of(group).items():
+        pool[name][rows] = source[: len(rows)]

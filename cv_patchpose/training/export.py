@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cv_patchpose import __version__
 from cv_patchpose.errors import ModelError
 from cv_patchpose.estimator import PoseEstimator
+from cv_patchpose.grids import PolarGrid
 from cv_patchpose.metadata import METADATA_KEY, ModelMetadata
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -91,7 +92,7 @@ def export_checkpoint(
     if int8:
         round_weights(logits)
     network = _Histograms(logits).eval()
-    polar = isinstance(shape, PolarNetConfig)
+    polar = isinstance(shape.grid, PolarGrid)
     target = Path(output)
     trained = state["train_config"]["synthesis"]["magnification"]
     magnification = magnification or trained
@@ -124,9 +125,9 @@ def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, Netw
     """Join the networks of checkpoints to one that gives both histograms."""
     networks, shapes = [network_of(state) for state in states], [shape_of(s) for s in states]
     shape = shapes[0]
-    if isinstance(shape, PolarNetConfig):
+    if not isinstance(shape, ResNetConfig):
         if len(shapes) > 1:
-            raise ValueError(f"source: expected one run of a polar network, got {len(shapes)}")
+            raise ValueError(f"source: expected one run of a network of both, got {len(shapes)}")
         return networks[0], shape
     targets = [t for other in shapes if isinstance(other, ResNetConfig) for t in other.targets]
     joint = replace(shape, targets=TARGETS)
@@ -146,7 +147,7 @@ def _scale_offset(states: Sequence[dict[str, Any]]) -> float:
     """Take the calibration of the network that gives the scale."""
     for state in states:
         shape = shape_of(state)
-        if isinstance(shape, PolarNetConfig) or "scale" in shape.targets:
+        if not isinstance(shape, ResNetConfig) or "scale" in shape.targets:
             return float(state["scale_offset_octaves"])
     raise AssertionError("a complete network gives the scale")
 

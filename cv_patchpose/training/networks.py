@@ -9,11 +9,12 @@ from torch import nn
 
 from cv_patchpose.grids import PolarGrid, SquareGrid
 from cv_patchpose.histograms import PoseBins
-from cv_patchpose.training.options import TrainConfig
+from cv_patchpose.training.options import NETWORKS, TrainConfig
 from cv_patchpose.training.polar import PolarNet, PolarNetConfig
 from cv_patchpose.training.resnet import ResNetConfig, ResNetPose
+from cv_patchpose.training.rings import RingNet, RingNetConfig
 
-NetworkConfig: TypeAlias = PolarNetConfig | ResNetConfig
+NetworkConfig: TypeAlias = PolarNetConfig | RingNetConfig | ResNetConfig
 
 
 def network_config(config: TrainConfig) -> NetworkConfig:
@@ -29,19 +30,26 @@ def network_config(config: TrainConfig) -> NetworkConfig:
     )
     if config.network == "resnet18":
         return ResNetConfig(bins=bins, targets=config.targets, temperature=config.temperature)
-    fields = ("stem_channels", "channels", "hidden", "stride", "separable", "aligned")
+    fields = ["stem_channels", "channels", "hidden", "stride"]
+    if config.network == "rings":
+        return RingNetConfig.for_bins(bins, **{name: getattr(config, name) for name in fields})
+    fields += ["separable", "aligned"]
     return PolarNetConfig.for_bins(bins, **{name: getattr(config, name) for name in fields})
 
 
 def build_network(shape: NetworkConfig) -> nn.Module:
     """Make a network with random weights."""
-    return PolarNet(shape) if isinstance(shape, PolarNetConfig) else ResNetPose(shape)
+    if isinstance(shape, PolarNetConfig):
+        return PolarNet(shape)
+    return RingNet(shape) if isinstance(shape, RingNetConfig) else ResNetPose(shape)
 
 
 def shape_to_entry(shape: NetworkConfig) -> dict[str, Any]:
     """Turn a network's shape into plain values for a checkpoint."""
-    name = "polar" if isinstance(shape, PolarNetConfig) else "resnet18"
-    return {"network": name, **dataclasses.asdict(shape)}
+    return {"network": _NAMES[type(shape)], **dataclasses.asdict(shape)}
+
+
+_NAMES = {PolarNetConfig: "polar", RingNetConfig: "rings", ResNetConfig: "resnet18"}
 
 
 def shape_from_entry(entry: dict[str, Any]) -> NetworkConfig:
@@ -54,10 +62,11 @@ def shape_from_entry(entry: dict[str, Any]) -> NetworkConfig:
     entry = dict(entry)
     name = entry.pop("network", "polar")
     grid, bins = entry.pop("grid"), PoseBins(**entry.pop("bins"))
-    if name == "polar":
+    if name in ("polar", "rings"):
+        kind = PolarNetConfig if name == "polar" else RingNetConfig
         entry["channels"] = tuple(entry["channels"])
-        return PolarNetConfig(grid=PolarGrid(**grid), bins=bins, **entry)
+        return kind(grid=PolarGrid(**grid), bins=bins, **entry)
     if name == "resnet18":
         entry["targets"] = tuple(entry["targets"])
         return ResNetConfig(grid=SquareGrid(**grid), bins=bins, **entry)
-    raise ValueError(f"network: expected polar or resnet18, got {name!r}")
+    raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {name!r}")

@@ -87,40 +87,51 @@ class PoseLoss(nn.Module):
             Scale and orientation loss, nats.
         """
         pairs, rotation_deg, octaves = pair_changes(batch)
-        first, second = torch.from_numpy(pairs).T
+        device = next(values.device for values in logits if values is not None)
+        return self.compare(
+            logits,
+            torch.from_numpy(pairs).to(device),
+            torch.from_numpy(rotation_deg).float().to(device),
+            torch.from_numpy(octaves).float().to(device),
+        )
 
-        def compare(loss: nn.Module, values: Tensor | None, change: NDArray[np.float64]) -> Tensor:
+    def compare(
+        self, logits: Logits, pairs: Tensor, rotation_deg: Tensor, octaves: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute both losses from what `pair_changes` gives, as tensors on the device."""
+        first, second = pairs.T
+
+        def mean(loss: nn.Module, values: Tensor | None, change: Tensor) -> Tensor:
             if values is None:
                 return torch.zeros(())
-            truth = torch.from_numpy(change).float().flatten().to(values.device)
             one, other = values[:, first].flatten(0, 1), values[:, second].flatten(0, 1)
-            return torch.as_tensor(loss(one, other, truth).mean())
+            return torch.as_tensor(loss(one, other, change.flatten()).mean())
 
         return (
-            compare(self.scale, logits.scale, octaves * self.bins_per_octave),
-            compare(self.orientation, logits.orientation, rotation_deg * self.bins_per_degree),
+            mean(self.scale, logits.scale, octaves * self.bins_per_octave),
+            mean(self.orientation, logits.orientation, rotation_deg * self.bins_per_degree),
         )
 
 
-def imitation_loss(logits: Logits, batch: Batch) -> Tensor:
+def imitation_loss(logits: Logits, taught: Logits) -> Tensor:
     """Compute the mean divergence of histograms from those that a teacher told, nats.
 
     Args:
-        logits: scale (B, V, S) and orientation (B, V, R).
-        batch: with what was taught.
+        logits: scale (..., S) and orientation (..., R).
+        taught: histograms of the same shapes; None where nothing was told.
     """
-    taught = Logits(
-        *(
-            None if told is None else torch.from_numpy(told)
-            for told in (batch.taught_scale, batch.taught_orientation)
-        )
-    )
     losses = [
         nn.functional.kl_div(values.log_softmax(-1), told.to(values.device), reduction="none")
         for told, values in zip(taught, logits, strict=True)
         if told is not None and values is not None
     ]
     return torch.stack([loss.sum(-1).mean() for loss in losses]).sum()
+
+
+def taught_by(batch: Batch) -> Logits:
+    """Read what a teacher told of a batch."""
+    told = batch.taught_scale, batch.taught_orientation
+    return Logits(*(None if values is None else torch.from_numpy(values) for values in told))
 
 
 def has_bfloat16(device: torch.device) -> bool:

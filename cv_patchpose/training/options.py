@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 LOSSES = ("overlap", "alignment")
-NETWORKS = ("polar", "resnet18")
+NETWORKS = ("polar", "rings", "resnet18")
 TARGETS = ("orientation", "scale")
 SOURCES = ("views", "patchpose")
 OPTIMIZERS = ("adamw", "sgd")
@@ -123,8 +123,8 @@ class TrainConfig:
     """How a network is trained; `recipes` names some whole sets of options.
 
     Args:
-        network: "polar" or "resnet18".
-        targets: histograms to learn, "orientation", "scale" or both; both for "polar".
+        network: "polar", "rings" or "resnet18".
+        targets: histograms to learn, "orientation", "scale" or both; one only for "resnet18".
         source: "views" of photographs, spoilt, or the pairs of "patchpose" (resnet18 only).
         split_by: how the pairs of "patchpose" are divided, by "image" or by shuffled "pairs".
         orientation_bins: of the orientation histogram.
@@ -151,15 +151,16 @@ class TrainConfig:
         seed: of everything random.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
         threads: of PyTorch; 0 leaves its default.
-        streams: producer threads.
+        streams: threads that make batches.
+        workers: processes that make batches instead; 0: none, but the threads.
         reuse: how often a keypoint's patches are drawn, on average.
         bfloat16: forward pass in bfloat16; None: where the processor has it.
         stem_channels: first convolution's channels.
-        channels: channels of the 3 x 3 convolutions.
+        channels: channels of the convolutions that follow it.
         hidden: width of the heads.
         stride: rings and directions of the patches per bin.
-        separable: the 3 x 3 convolutions are one per channel, followed by 1 x 1.
-        aligned: the orientation is also read from rows aligned by the scale.
+        separable: polar's 3 x 3 convolutions are one per channel, followed by 1 x 1.
+        aligned: polar's orientation is also read from rows aligned by the scale.
         init: checkpoint whose weights to begin with, None for random ones.
         teacher: model whose histograms are imitated too, by name or ONNX file; None for none.
         teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
@@ -200,6 +201,7 @@ class TrainConfig:
     device: str = "auto"
     threads: int = 0
     streams: int = 1
+    workers: int = 0
     reuse: int = 2
     bfloat16: bool | None = None
     stem_channels: int = 16
@@ -217,10 +219,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check every field, and that they go together."""
         _check(self, _TRAIN_RULES)
-        if self.network == "polar" and self.source != "views":
-            raise ValueError(f"source: expected views for polar, got {self.source!r}")
-        if self.network == "polar" and set(self.targets) != set(TARGETS):
-            raise ValueError(f"targets: expected both for polar, got {self.targets!r}")
+        if self.network != "resnet18" and self.source != "views":
+            raise ValueError(f"source: expected views for {self.network}, got {self.source!r}")
+        if self.network != "resnet18" and set(self.targets) != set(TARGETS):
+            raise ValueError(f"targets: expected both for {self.network}, got {self.targets!r}")
         if self.teacher and self.source != "views":
             raise ValueError(f"teacher: expected none with source {self.source}")
 
@@ -264,7 +266,7 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "ema momentum": _DECAY,
     "validation_share": _SHARE,
     "loss": _one_of(LOSSES),
-    "seed threads": _whole(0),
+    "seed threads workers": _whole(0),
     "streams reuse validation_keypoints stem_channels hidden stride": _whole(1),
     "channels": ("integers >= 1", lambda v: all(map(_whole(1)[1], v))),
     "teacher_octaves": ("at least one number", lambda v: len(v) > 0),

@@ -1,32 +1,66 @@
-"""Batches made in background threads."""
+"""Batches made in the background, by threads or by processes."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import queue
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from cv_patchpose.training.dataset import Batch
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from cv_patchpose.training.dataset import Batch, arrays_of
 
 
-def prefetch(streams: Sequence[Iterable[Batch]], depth: int) -> Generator[Batch, None, None]:
-    """Make batches in background threads, one a stream, in the streams' fixed rotation.
+def prefetch(
+    streams: Sequence[Iterable[Batch]], depth: int, *, processes: bool = False
+) -> Generator[Batch, None, None]:
+    """Make batches in the background, one worker a stream, in the streams' fixed rotation.
 
-    OpenCV and the sampler release the interpreter lock, so threads are enough. They end when
-    the generator is closed.
+    OpenCV and the sampler release the interpreter lock, so threads are enough beside a network on
+    the processor; a GPU wants processes. The workers end when the generator is closed.
 
     Args:
         streams: at least one.
         depth: batches held ready of each stream.
+        processes: workers are processes, forked from this one.
 
     Raises:
-        ValueError: no stream.
+        ValueError: no stream, or processes where the system cannot fork.
     """
     if not streams:
         raise ValueError("streams: expected at least one, got none")
-    return _rotate(streams, depth)
+    if processes and "fork" not in multiprocessing.get_all_start_methods():
+        raise ValueError("workers: expected 0 on a system that cannot fork; use streams")
+    return _load(streams, depth) if processes else _rotate(streams, depth)
+
+
+class _Streams(IterableDataset[dict[str, torch.Tensor]]):
+    """Gives each worker its stream, as tensors, which travel between processes uncopied."""
+
+    def __init__(self, streams: Sequence[Iterable[Batch]]) -> None:
+        self.streams = streams
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        assert worker is not None
+        for batch in self.streams[worker.id]:
+            yield {name: torch.from_numpy(a) for name, a in arrays_of(batch).items()}
+
+
+def _load(streams: Sequence[Iterable[Batch]], depth: int) -> Generator[Batch, None, None]:
+    loader = DataLoader(
+        _Streams(streams),
+        batch_size=None,
+        num_workers=len(streams),
+        prefetch_factor=depth,
+        multiprocessing_context="fork",
+    )
+    for tensors in loader:
+        yield Batch(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 _Queue: TypeAlias = queue.Queue[Batch | BaseException]

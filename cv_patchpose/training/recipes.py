@@ -29,9 +29,19 @@ PAIRS = TrainConfig(
     floor=0.01,
 )
 VIEWS = replace(PAIRS, source="views")
+RINGS = TrainConfig(
+    network="rings",
+    stem_channels=64,
+    channels=(64, 64, 64),
+    stride=1,
+    sigma_deg=4.0,
+    sigma_octaves=0.1,
+    floor=0.01,
+)
 # The first recipe of a network is its default.
 RECIPES: dict[str, dict[str, TrainConfig]] = {
     "polar": {"polar": TrainConfig()},
+    "rings": {"rings": RINGS},
     "resnet18": {"paper": PAPER, "pairs": PAIRS, "views": VIEWS},
 }
 
@@ -40,11 +50,11 @@ def recipe(network: str, name: str | None = None) -> TrainConfig:
     """Return a recipe of a network, its default when no name is given.
 
     Args:
-        network: "polar" or "resnet18".
-        name: One of the network's recipes: "polar"; "paper" (Lee, Jeong, Cho, BMVC 2021: SGD at
-            3.0 with momentum 0.9, batches of 64, temperature 20, the alignment loss on PatchPose
-            pairs), "pairs" (ours on the same pairs: AdamW and the overlap loss) or "views" (the
-            same on spoilt views of photographs).
+        network: "polar", "rings" or "resnet18".
+        name: One of the network's recipes: "polar"; "rings"; for resnet18 "paper" (Lee, Jeong,
+            Cho, BMVC 2021: SGD at 3.0 with momentum 0.9, batches of 64, temperature 20, the
+            alignment loss on PatchPose pairs), "pairs" (ours on the same pairs: AdamW and the
+            overlap loss) or "views" (the same on spoilt views of photographs).
 
     Raises:
         ValueError: An unknown network or recipe.

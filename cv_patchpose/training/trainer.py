@@ -30,7 +30,13 @@ from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.distributed import join_processes
 from cv_patchpose.training.log import Row, read_rows, write_rows
 from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
-from cv_patchpose.training.objective import PoseLoss, has_bfloat16, imitation_loss, run_network
+from cv_patchpose.training.objective import (
+    PoseLoss,
+    has_bfloat16,
+    imitation_loss,
+    run_network,
+    taught_by,
+)
 from cv_patchpose.training.optimization import learning_rate, make_optimizer
 from cv_patchpose.training.options import TrainConfig
 from cv_patchpose.training.prefetch import prefetch
@@ -169,7 +175,9 @@ class Trainer:
         """
         with (
             _thread_counts(self.config.threads),
-            contextlib.closing(prefetch(self._streams(), depth=4)) as batches,
+            contextlib.closing(
+                prefetch(self._streams(), depth=4, processes=self.config.workers > 0)
+            ) as batches,
         ):
             self._loop(batches)
         return self.checkpoint_path
@@ -205,7 +213,7 @@ class Trainer:
         config, group = self.config, self.group
         return [
             self.source.stream((config.seed, self.step, number, group.rank), self.batch_size)
-            for number in range(config.streams)
+            for number in range(config.workers or config.streams)
         ]
 
     def _step(self, batch: Batch) -> tuple[float, float]:
@@ -215,7 +223,7 @@ class Trainer:
         scale_loss, orientation_loss = self.loss(logits, batch)
         loss = orientation_loss + self.config.scale_weight * scale_loss
         if self.config.teacher:
-            loss = loss + self.config.teacher_weight * imitation_loss(logits, batch)
+            loss = loss + self.config.teacher_weight * imitation_loss(logits, taught_by(batch))
         self.optimizer.zero_grad()
         loss.backward()
         if self.config.largest_gradient is not None:

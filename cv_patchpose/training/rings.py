@@ -1,0 +1,137 @@
+"""The ring network: rings are channels, convolutions run around the circle.
+
+Its first convolution sees a whole sector of the log-polar patch at once, all radii of a few
+directions, and everything after it happens along one axis: a few wide matrix products instead of
+many small ones, which is what a processor does best. Turning the patch by a whole column step
+rolls the orientation histogram by exactly that much and leaves the scale histogram alone, as with
+the polar network; what a zoom does, the network has to learn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cv_patchpose.grids import PolarGrid
+from cv_patchpose.histograms import PoseBins
+from cv_patchpose.training.polar import STANDARD_OCTAVES, CircularConv1d, activation
+
+KERNEL = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class RingNetConfig:
+    """Shape of a ring network; stored in checkpoints and model files.
+
+    Args:
+        grid: log-polar grid of the input patches.
+        bins: orientation and scale bins of the output.
+        stem_channels: channels of the first convolution.
+        channels: at least two; channels of the following convolutions, each of which reaches
+            three times as far around the circle as the one before.
+        hidden: width of what is known of the whole patch, from which the scale is read.
+        stride: of the first convolution: rings and directions of the grid per bin.
+    """
+
+    grid: PolarGrid = PolarGrid(rows=21, columns=36, rows_per_octave=3, halo=2)
+    bins: PoseBins = PoseBins()
+    stem_channels: int = 64
+    channels: tuple[int, ...] = (64, 64, 64)
+    hidden: int = 64
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the grid gives the first convolution its columns."""
+        columns, halo = self.stride * self.bins.orientation, 2 * self.stride
+        if (self.grid.columns, self.grid.halo) != (columns, halo):
+            raise ValueError(
+                f"grid: expected {columns} columns and a halo of {halo}, got {self.grid.columns} "
+                f"and {self.grid.halo}"
+            )
+        if len(self.channels) < 2:
+            raise ValueError(f"channels: expected at least two, got {self.channels!r}")
+
+    @classmethod
+    def for_bins(cls, bins: PoseBins, *, stride: int = 1, **shape: Any) -> RingNetConfig:
+        """Choose the grid that bins ask for; its rings begin at 1/90 of the radius.
+
+        Args:
+            bins: of the output.
+            stride: field of the same name.
+            shape: the other fields.
+        """
+        rows_per_octave = max(1, round(stride * bins.scale_per_octave))
+        grid = PolarGrid(
+            rows=round(STANDARD_OCTAVES * rows_per_octave) + 1,
+            columns=stride * bins.orientation,
+            rows_per_octave=rows_per_octave,
+            halo=2 * stride,
+        )
+        return cls(grid, bins, stride=stride, **shape)
+
+
+class RingNet(nn.Module):
+    """Log-polar patches to scale and orientation logits, at the least cost.
+
+    Args:
+        config: shape of the network.
+    Source: ours; the histograms are those of Lee, Jeong, Cho, BMVC 2021, eq. 1.
+    """
+
+    def __init__(self, config: RingNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or RingNetConfig()
+        stride, hidden, width = config.stride, config.hidden, config.stem_channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(config.grid.rows, width, (1, 4 * stride + 1), stride=(1, stride)),
+            *activation(width),
+        )
+        self.layers = nn.ModuleList()
+        for number, channels in enumerate(config.channels):
+            conv = CircularConv1d(width, channels, KERNEL, dilation=KERNEL**number)
+            self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(channels)))
+            width = channels
+        before_last = config.channels[-2]
+        self.context = nn.Sequential(
+            nn.Conv2d(2 * before_last, hidden, 1),
+            *activation(hidden),
+            nn.Conv2d(hidden, hidden, 1),
+            *activation(hidden),
+        )
+        self.condition = nn.Conv2d(hidden, width, 1)
+        self.scale = nn.Conv2d(hidden, config.bins.scale, 1)
+        self.orientation = nn.Conv2d(width, 1, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None  # every convolution here has one
+                nn.init.zeros_(module.bias)
+
+    def forward(self, patches: Tensor, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the logits of both histograms.
+
+        Args:
+            patches: (N, 1, rows, columns + 2 * halo) float32, standardised.
+            log_prior: not read; the signature is that of the polar network.
+
+        Returns:
+            scale (N, S) and orientation (N, R) logits.
+        """
+        features = self.stem(patches.transpose(1, 2))
+        for layer in self.layers[:-1]:
+            features = _rectify(layer(features), features)
+        pooled = torch.cat((features.mean(-1, keepdim=True), features.amax(-1, keepdim=True)), 1)
+        context = self.context(pooled)
+        features = _rectify(self.layers[-1](features) + self.condition(context), features)
+        return self.scale(context).flatten(1), self.orientation(features).flatten(1)
+
+
+def _rectify(found: Tensor, before: Tensor) -> Tensor:
+    """Add what a layer was given, where the widths agree, and rectify."""
+    return torch.relu(found + before if found.shape[1] == before.shape[1] else found)

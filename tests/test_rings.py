@@ -1,0 +1,79 @@
+"""The ring network's symmetry, which holds before any training."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from cv_patchpose.grids import PolarGrid  # noqa: E402
+from cv_patchpose.histograms import PoseBins  # noqa: E402
+from cv_patchpose.training.rings import RingNet, RingNetConfig  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+
+def with_halo(patch, halo):
+    return torch.cat([patch[..., -halo:], patch, patch[..., :halo]], -1)
+
+
+@pytest.mark.parametrize("bins", [1, 7, 18, 35])
+@pytest.mark.parametrize(
+    "shape", [{}, {"stride": 2, "stem_channels": 32}, {"channels": (16, 32), "hidden": 8}]
+)
+def test_turning_by_whole_bins_rolls_the_orientation_histogram_exactly(shape, bins):
+    torch.manual_seed(0)
+    network = RingNet(RingNetConfig.for_bins(PoseBins(), **shape)).eval()
+    grid = network.config.grid
+    patch = torch.randn(3, 1, grid.rows, grid.columns)
+    turned = torch.roll(patch, network.config.stride * bins, -1)
+    with torch.no_grad():
+        scale, orientation = network(with_halo(patch, grid.halo))
+        turned_scale, turned_orientation = network(with_halo(turned, grid.halo))
+    assert orientation.std() > 1e-3
+    assert (scale[0] - scale[1]).abs().max() > 1e-3
+    torch.testing.assert_close(
+        turned_orientation, torch.roll(orientation, bins, -1), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(turned_scale, scale, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_feature_in_the_direction_of_a_bin_speaks_for_that_bin(stride):
+    """An even response around one direction must be even around that direction's bin."""
+    torch.manual_seed(1)
+    network = RingNet(RingNetConfig.for_bins(PoseBins(), stride=stride)).eval()
+    for module in network.modules():  # symmetric kernels along the angle
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data = (module.weight.data + module.weight.data.flip(-1)) / 2
+    grid = network.config.grid
+    patch = torch.zeros(1, 1, grid.rows, grid.columns)
+    patch[..., 10 * stride] = 1.0
+    with torch.no_grad():
+        logits = network(with_halo(patch, grid.halo))[1][0]
+    around_bin_10 = logits.roll(18 - 10)
+    torch.testing.assert_close(around_bin_10[1:], around_bin_10[1:].flip(0), atol=1e-5, rtol=1e-4)
+    assert logits.std() > 1e-3
+
+
+def test_output_shapes():
+    network = RingNet(RingNetConfig.for_bins(PoseBins(18, 9, 2.0), stem_channels=16)).eval()
+    grid = network.config.grid
+    scale, orientation = network(torch.zeros(5, 1, grid.rows, grid.columns + 2 * grid.halo))
+    assert scale.shape == (5, 9)
+    assert orientation.shape == (5, 18)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": PolarGrid(21, 72, 3, 2)}, "grid: expected 36 columns and a halo of 2, got 72"),
+        ({"grid": PolarGrid(21, 36, 3, 3)}, "grid: expected 36 columns and a halo of 2, got 36"),
+        ({"channels": (64,)}, "channels: expected at least two, got (64,)"),
+    ],
+)
+def test_a_shape_that_does_not_hold_together_is_refused(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RingNetConfig(**change)
