@@ -41,7 +41,7 @@ SYNTHESIS = SynthesisConfig(magnification=21.0)
 BASE = TrainConfig(
     sigma_deg=4.0, sigma_octaves=0.1, floor=0.01, synthesis=SYNTHESIS, batch_size=256, reuse=2
 )
-FIRST = PolarGrid(rows=21, columns=36, rows_per_octave=3, halo=3)
+FIRST = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=3)
 SECOND = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)
 
 
@@ -108,11 +108,10 @@ class Member:
             self.optimizer.param_groups[0]["lr"] = rate
 
     def patches(self, batch: dict[str, Tensor]) -> Tensor:
-        """Choose the patches of this network's grid, and as much of the halo as it reads."""
+        """Choose the patches of this network's grid, and the rings that it reads."""
         grid = self.shape.grid
         given = batch["second" if grid.columns == SECOND.columns else "first"]
-        spare = (given.shape[-1] - grid.columns) // 2 - grid.halo
-        return given[..., spare : given.shape[-1] - spare].contiguous()
+        return given[:, :, -grid.rows :].contiguous()
 
     def step(self, batch: dict[str, Tensor], taught: Logits | None) -> Tensor:
         """Learn from one batch; returns the losses of scale and orientation."""

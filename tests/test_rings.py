@@ -69,8 +69,8 @@ def test_output_shapes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grid": PolarGrid(21, 72, 3, 2)}, "grid: expected 36 columns and a halo of 2, got 72"),
-        ({"grid": PolarGrid(21, 36, 3, 3)}, "grid: expected 36 columns and a halo of 2, got 36"),
+        ({"grid": PolarGrid(24, 72, 3, 3)}, "grid: expected 36 columns and a halo of 3, got 72"),
+        ({"grid": PolarGrid(24, 36, 3, 4)}, "grid: expected 36 columns and a halo of 3, got 36"),
         ({"channels": (64,)}, "channels: expected at least two, got (64,)"),
     ],
 )

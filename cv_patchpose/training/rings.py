@@ -10,6 +10,7 @@ the polar network; what a zoom does, the network has to learn.
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from cv_patchpose.histograms import PoseBins
 from cv_patchpose.training.polar import STANDARD_OCTAVES, CircularConv1d, activation
 
 KERNEL = 3
+ROWS_MULTIPLE = 8  # what ONNX Runtime's convolutions are fast on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class RingNetConfig:
         stride: of the first convolution: rings and directions of the grid per bin.
     """
 
-    grid: PolarGrid = PolarGrid(rows=21, columns=36, rows_per_octave=3, halo=2)
+    grid: PolarGrid = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=3)
     bins: PoseBins = PoseBins()
     stem_channels: int = 64
     channels: tuple[int, ...] = (64, 64, 64)
@@ -45,7 +47,7 @@ class RingNetConfig:
 
     def __post_init__(self) -> None:
         """Check that the grid gives the first convolution its columns."""
-        columns, halo = self.stride * self.bins.orientation, 2 * self.stride
+        columns, halo = self.stride * self.bins.orientation, 3 * self.stride
         if (self.grid.columns, self.grid.halo) != (columns, halo):
             raise ValueError(
                 f"grid: expected {columns} columns and a halo of {halo}, got {self.grid.columns} "
@@ -56,7 +58,7 @@ class RingNetConfig:
 
     @classmethod
     def for_bins(cls, bins: PoseBins, *, stride: int = 1, **shape: Any) -> RingNetConfig:
-        """Choose the grid that bins ask for; its rings begin at 1/90 of the radius.
+        """Choose the grid that bins ask for; its rings begin at 1/90 of the radius or within.
 
         Args:
             bins: of the output.
@@ -64,11 +66,12 @@ class RingNetConfig:
             shape: the other fields.
         """
         rows_per_octave = max(1, round(stride * bins.scale_per_octave))
+        least = round(STANDARD_OCTAVES * rows_per_octave) + 1
         grid = PolarGrid(
-            rows=round(STANDARD_OCTAVES * rows_per_octave) + 1,
+            rows=-(-least // ROWS_MULTIPLE) * ROWS_MULTIPLE,
             columns=stride * bins.orientation,
             rows_per_octave=rows_per_octave,
-            halo=2 * stride,
+            halo=3 * stride,
         )
         return cls(grid, bins, stride=stride, **shape)
 
@@ -85,15 +88,18 @@ class RingNet(nn.Module):
         super().__init__()
         self.config = config = config or RingNetConfig()
         stride, hidden, width = config.stride, config.hidden, config.stem_channels
-        self.stem = nn.Sequential(
+        first = config.channels[0]
+        self.stem = nn.Sequential(  # within the halo: wrapping around costs time
             nn.Conv2d(config.grid.rows, width, (1, 4 * stride + 1), stride=(1, stride)),
             *activation(width),
+            nn.Conv2d(width, first, (1, KERNEL)),
+            *activation(first),
         )
         self.layers = nn.ModuleList()
-        for number, channels in enumerate(config.channels):
+        for number, (width, channels) in enumerate(pairwise(config.channels), start=1):
             conv = CircularConv1d(width, channels, KERNEL, dilation=KERNEL**number)
             self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(channels)))
-            width = channels
+        width = config.channels[-1]
         before_last = config.channels[-2]
         self.context = nn.Sequential(
             nn.Conv2d(2 * before_last, hidden, 1),
@@ -133,5 +139,5 @@ class RingNet(nn.Module):
 
 
 def _rectify(found: Tensor, before: Tensor) -> Tensor:
-    """Add what a layer was given, where the widths agree, and rectify."""
+    """Add what a layer was given, where the channels agree, and rectify."""
     return torch.relu(found + before if found.shape[1] == before.shape[1] else found)
