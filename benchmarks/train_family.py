@@ -63,7 +63,6 @@ FAMILY = {
     "rings-32": ring(32, 32, 32, 32),
     "rings-48": ring(48, 48, 48, 48),
     "rings-64": ring(64, 64, 64, 64),
-    "rings-128-64": ring(128, 64, 64, 64),
     "rings-96": ring(96, 96, 96, 96, hidden=96),
     "rings-128": ring(128, 128, 128, 128, hidden=128),
     "rings-128-fine": ring(128, 128, 128, 128, hidden=128, stride=2),
@@ -84,7 +83,8 @@ class Member:
         self.name, self.config = name, FAMILY[name]
         self.shape = network_config(self.config)
         torch.manual_seed(self.config.seed)
-        self.network = build_network(self.shape).to(device)
+        network = build_network(self.shape)
+        self.network = network.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
         self.loss = PoseLoss(self.shape.bins, self.config).to(device)
         gpu = device.type == "cuda"
@@ -113,9 +113,16 @@ class Member:
         given = batch["second" if grid.columns == SECOND.columns else "first"]
         return given[:, :, -grid.rows :].contiguous()
 
+    def _apply(self, network: nn.Module, batch: dict[str, Tensor]) -> Logits:
+        patches = self.patches(batch)
+        # What a recording would remember of the cast weights must not outlive a step.
+        with torch.autocast("cuda", torch.bfloat16, patches.is_cuda, cache_enabled=False):
+            found = network(patches, batch["prior"])
+        return Logits(*(values.float() for values in found))
+
     def step(self, batch: dict[str, Tensor], taught: Logits | None) -> Tensor:
         """Learn from one batch; returns the losses of scale and orientation."""
-        found = Logits(*(v.float() for v in self.network(self.patches(batch), batch["prior"])))
+        found = self._apply(self.network, batch)
         views = Logits(*(values.unflatten(0, (-1, SYNTHESIS.views)) for values in found))
         losses = self.loss.compare(views, batch["pairs"], batch["rotation"], batch["octaves"])
         loss = losses[0] + losses[1]
@@ -132,8 +139,8 @@ class Member:
     @torch.no_grad()
     def teach(self, batch: dict[str, Tensor]) -> Logits:
         """Tell the histograms that the averaged weights find."""
-        found = self.average(self.patches(batch), batch["prior"])
-        return Logits(*(values.float().softmax(-1) for values in found))
+        found = self._apply(self.average, batch)
+        return Logits(*(values.softmax(-1) for values in found))
 
     @torch.no_grad()
     def restart_average(self) -> None:
@@ -280,6 +287,7 @@ class Run:
                 if family.steps % 20 == 0:
                     losses.sum().item()  # so that the processor does not run far ahead
                     bar.update(min(100.0, 100 * spent / minutes) - bar.n)
+                    bar.set_postfix_str(f"{family.steps} steps")
                 if spent >= next_validation or spent >= minutes:
                     self.save(spent, losses.tolist(), config)
                     next_validation += validate_every
