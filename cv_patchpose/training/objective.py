@@ -87,13 +87,15 @@ class PoseLoss(nn.Module):
             Scale and orientation loss, nats.
         """
         pairs, rotation_deg, octaves = pair_changes(batch)
-        first, second = torch.from_numpy(pairs).T
+        device = next(values.device for values in logits if values is not None)
+        first, second = torch.from_numpy(pairs).to(device).T
 
         def compare(loss: nn.Module, values: Tensor | None, change: NDArray[np.float64]) -> Tensor:
             if values is None:
-                return torch.zeros(())
-            truth = torch.from_numpy(change).float().flatten().to(values.device)
-            one, other = values[:, first].flatten(0, 1), values[:, second].flatten(0, 1)
+                return torch.zeros((), device=device)
+            truth = torch.from_numpy(change).float().flatten().to(device)
+            # Not by brackets, whose gradient sorts the indices.
+            one, other = (values.index_select(1, view).flatten(0, 1) for view in (first, second))
             return torch.as_tensor(loss(one, other, truth).mean())
 
         return (
@@ -149,7 +151,7 @@ def apply_network(
         scale (N, S) and orientation (N, R) logits, float32.
     """
     device = next(network.parameters()).device
-    inputs = torch.from_numpy(patches).contiguous(memory_format=torch.channels_last).to(device)
+    inputs = torch.from_numpy(patches).to(device).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
         found = network(inputs, torch.from_numpy(log_prior).to(device))
     return Logits(*(None if values is None else values.float() for values in found))
