@@ -14,6 +14,7 @@ from cv_patchpose.training.recipes import RECIPES, recipe
 _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--minutes": ("budget_minutes", float, "training time"),
     "--keypoints": ("budget_keypoints", int, "stop after so many keypoints instead"),
+    "--validate-every": ("validate_every_minutes", float, "minutes between validations"),
     "--temperature": ("temperature", float, "divides the outputs of resnet18"),
     "--orientation-bins": ("orientation_bins", int, "of the orientation histogram"),
     "--scale-bins": ("scale_bins", int, "of the scale histogram, over four octaves"),

@@ -103,8 +103,9 @@ class PoseLoss(nn.Module):
 
         def mean(loss: nn.Module, values: Tensor | None, change: Tensor) -> Tensor:
             if values is None:
-                return torch.zeros(())
-            one, other = values[:, first].flatten(0, 1), values[:, second].flatten(0, 1)
+                return torch.zeros((), device=pairs.device)
+            # Not by brackets, whose gradient sorts the indices.
+            one, other = (values.index_select(1, view).flatten(0, 1) for view in (first, second))
             return torch.as_tensor(loss(one, other, change.flatten()).mean())
 
         return (
@@ -160,7 +161,7 @@ def apply_network(
         scale (N, S) and orientation (N, R) logits, float32.
     """
     device = next(network.parameters()).device
-    inputs = torch.from_numpy(patches).contiguous(memory_format=torch.channels_last).to(device)
+    inputs = torch.from_numpy(patches).to(device).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
         found = network(inputs, torch.from_numpy(log_prior).to(device))
     return Logits(*(None if values is None else values.float() for values in found))

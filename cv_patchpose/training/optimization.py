@@ -31,8 +31,9 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Make the optimizer that the options name."""
     rate, decay = config.learning_rate, config.weight_decay
+    fused = True if next(network.parameters()).is_cuda else None  # one kernel instead of many
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            network.parameters(), rate, momentum=config.momentum, weight_decay=decay
+            network.parameters(), rate, momentum=config.momentum, weight_decay=decay, fused=fused
         )
-    return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay, fused=fused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,9 +186,13 @@ class PatchPoseSource:
 
     def validation(self) -> dict[str, list[Batch]]:
         """Give pairs of the split "val", drawn once from all its keypoints."""
+        return {"val": self._validation}
+
+    @cached_property
+    def _validation(self) -> list[Batch]:
         count = max(1, self.config.validation_keypoints // VALIDATION_BATCH)
         each = -(-count // len(self.sources))
-        batches = [
+        return [
             _batch([pairs])
             for source in self.sources
             for pairs in itertools.islice(
@@ -201,12 +206,11 @@ class PatchPoseSource:
                 each,
             )
         ]
-        return {"val": batches}
 
     @torch.no_grad()
     def scale_offset(self, network: nn.Module) -> float:
         """Measure the offset on the patches of scale 1 of the split "val"."""
-        references = [batch.patches[:, 0] for batch in self.validation()["val"]]
+        references = [batch.patches[:, 0] for batch in self._validation]
         return scale_offset(network, references, self.shape.bins)
 
     def _endless(

@@ -6,14 +6,14 @@ import contextlib
 import copy
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cv_patchpose.files import write_file
@@ -96,8 +96,13 @@ class Trainer:
         self.source = open_source(images, config, self.shape)
         self.origin = {"data": self.source.origin, "commit": current_commit()}
         torch.manual_seed(config.seed)
-        self.network = build_network(self.shape).to(device)
+        network = build_network(self.shape).to(device)
+        self.network = network.to(memory_format=torch.channels_last)  # as the patches are
         self.average = copy.deepcopy(self.network).eval()
+        self.averaged = [
+            [value for value in network.state_dict().values() if value.is_floating_point()]
+            for network in (self.average, self.network)
+        ]
         self.loss = PoseLoss(self.shape.bins, config).to(device)
         self.optimizer = make_optimizer(self.network, config)
         self.step, self.keypoints, self.minutes = 0, 0, 0.0
@@ -184,7 +189,7 @@ class Trainer:
 
     def _loop(self, batches: Iterator[Batch]) -> None:
         validation = self.source.validation() if self.group.leads else {}
-        losses: list[tuple[float, float]] = []
+        losses: deque[Tensor] = deque(maxlen=RECENT_STEPS)
         mark = time.monotonic()
         every = self.config.validate_every_minutes
         next_validation = self.minutes + every
@@ -205,7 +210,7 @@ class Trainer:
                 bar.update(100 * self.progress() - bar.n)
                 if self.minutes >= next_validation or self.progress() >= 1:
                     if self.group.leads:
-                        bar.set_postfix_str(self._validate(validation, losses[-RECENT_STEPS:]))
+                        bar.set_postfix_str(self._validate(validation, losses))
                     next_validation = self.minutes + every
                     mark = time.monotonic()
 
@@ -216,7 +221,8 @@ class Trainer:
             for number in range(config.workers or config.streams)
         ]
 
-    def _step(self, batch: Batch) -> tuple[float, float]:
+    def _step(self, batch: Batch) -> Tensor:
+        """Learn from a batch; return its two losses, for which nothing need wait yet."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.progress())
         logits = run_network(self.parallel, batch, self.shape.bins, bfloat16=self.bfloat16)
@@ -232,18 +238,15 @@ class Trainer:
         self._update_average()
         self.step += 1
         self.keypoints += len(batch.patches) * self.group.size
-        return scale_loss.item(), orientation_loss.item()
+        return torch.stack((scale_loss, orientation_loss)).detach()
 
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
-        values = self.network.state_dict()
-        for name, average in self.average.state_dict().items():
-            if average.is_floating_point():
-                average.lerp_(values[name], 1 - decay)
+        torch._foreach_lerp_(*self.averaged, 1 - decay)
 
-    def _validate(self, batches: dict[str, list[Batch]], losses: list[tuple[float, float]]) -> str:
-        scale_loss, orientation_loss = np.mean(losses, 0)
+    def _validate(self, batches: dict[str, list[Batch]], losses: Iterable[Tensor]) -> str:
+        scale_loss, orientation_loss = torch.stack([*losses]).mean(0).tolist()
         row = {
             "minutes": self.minutes,
             "keypoints": self.keypoints,
