@@ -394,7 +394,7 @@ def _runs(runs: dict[str, Any]) -> str:
     lines = []
     for name, run in runs.items():
         seen = f"{run['keypoints']:,}"
-        if run["keypoints"] < run["budget"]:
+        if run["budget"] and run["keypoints"] < run["budget"]:
             seen += f" of {run['budget']:,}, cut off"
         speed = run["keypoints"] / max(run["minutes"] * 60, 1e-9)
         lines.append(f"{name} | `{run['options']}` | {seen} | {run['minutes']:.1f} | {speed:,.0f}")

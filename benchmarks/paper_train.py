@@ -72,12 +72,15 @@ class Training:
         """Train to the end of the budget, or until the time is over."""
         run, folder = RUNS[name], self.root / name
         facts, checkpoint = folder / "run.json", folder / "checkpoint.pt"
-        budget: int = getattr(self.options, run.group)
-        if facts.exists() and json.loads(facts.read_text())["keypoints"] >= budget:
+        budget: int | None = getattr(self.options, run.group)
+        limit = ["--keypoints", str(budget)]
+        if run.group == "pair" and self.options.pair_minutes:
+            budget, limit = None, ["--minutes", str(self.options.pair_minutes)]
+        if facts.exists() and json.loads(facts.read_text())["keypoints"] >= (budget or 0):
             return "is there"
         images: Path = self.options.photographs if run.data == "photographs" else self._few()
-        command = ["train", *shlex.split(run.options), "--keypoints", str(budget)]
-        words = ["train", "--resume", *command[-2:]] if checkpoint.exists() else command
+        command = ["train", *shlex.split(run.options), *limit]
+        words = ["train", "--resume", *limit] if checkpoint.exists() else command
         words = [*words, *shlex.split(self.options.train_options)]
         try:
             self._call(name, [*words, str(images), "-o", str(folder)], self.end)
@@ -92,7 +95,7 @@ class Training:
             if name in runs:
                 self._model(model).unlink(missing_ok=True)
         write_file(facts, (json.dumps(described, indent=1) + "\n").encode())
-        return f"{seen['keypoints']:,} of {budget:,} in {seen['minutes']:.1f} minutes"
+        return f"{seen['keypoints']:,} pairs in {seen['minutes']:.1f} minutes"
 
     def _export(self, model: str, runs: tuple[str, ...]) -> None:
         output = self._model(model)
@@ -148,6 +151,9 @@ def main() -> int:
     parser.add_argument("photographs", type=Path, metavar="PHOTOGRAPHS")
     parser.add_argument("runs", type=Path, metavar="RUNS", help="folder for everything made")
     parser.add_argument("--pair", type=int, default=100_000, help="pairs of each single network")
+    parser.add_argument(
+        "--pair-minutes", type=float, metavar="MINUTES", help="of each single network, instead"
+    )
     parser.add_argument("--joint", type=int, default=30_000, help="pairs of runs of both networks")
     parser.add_argument("--polar", type=int, default=40_000, help="keypoints of polar networks")
     parser.add_argument("--only", nargs="*", choices=list(RUNS), help="names of runs")

@@ -39,7 +39,7 @@ RESTARTS = (100, 1000)  # steps after which the averages forget what came before
 EAGER_STEPS = 12  # before the recording, which wants everything to have happened once
 SYNTHESIS = SynthesisConfig(magnification=21.0)
 BASE = TrainConfig(
-    sigma_deg=4.0, sigma_octaves=0.1, floor=0.01, synthesis=SYNTHESIS, batch_size=256, reuse=2
+    sigma_deg=4.0, sigma_octaves=0.1, floor=0.01, synthesis=SYNTHESIS, batch_size=256, reuse=1
 )
 FIRST = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=3)
 SECOND = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)

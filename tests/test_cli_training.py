@@ -95,4 +95,4 @@ def test_help_shows_the_defaults(capsys):
     text = capsys.readouterr().out
     assert "keypoints per step (64)" in text
     text = " ".join(text.split())
-    assert "overlap or alignment (polar: overlap, paper: alignment," in text
+    assert "overlap or alignment (polar: overlap, rings: overlap, paper: alignment," in text

@@ -97,12 +97,13 @@ class Trainer:
         self.origin = {"data": self.source.origin, "commit": current_commit()}
         torch.manual_seed(config.seed)
         network = build_network(self.shape).to(device)
-        self.network = network.to(memory_format=torch.channels_last)  # as the patches are
+        # Laid out as the patches are. PyTorch's stubs do not know of it.
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval()
-        self.averaged = [
+        self.averaged, self.latest = (
             [value for value in network.state_dict().values() if value.is_floating_point()]
             for network in (self.average, self.network)
-        ]
+        )
         self.loss = PoseLoss(self.shape.bins, config).to(device)
         self.optimizer = make_optimizer(self.network, config)
         self.step, self.keypoints, self.minutes = 0, 0, 0.0
@@ -243,7 +244,7 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(*self.averaged, 1 - decay)
+        torch._foreach_lerp_(self.averaged, self.latest, 1 - decay)
 
     def _validate(self, batches: dict[str, list[Batch]], losses: Iterable[Tensor]) -> str:
         scale_loss, orientation_loss = torch.stack([*losses]).mean(0).tolist()
