@@ -29,7 +29,7 @@ from cv_patchpose.options import AssignerOptions
 from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
 from cv_patchpose.support import Support, choose_support
 
-_CHUNK = 512  # keypoints whose patches and histograms are in memory at once
+_CHUNK = 512  # keypoints whose patches and histograms are in memory at once, or a GPU's batch
 
 
 class PatchPoseAssigner:
@@ -195,7 +195,7 @@ class PatchPoseAssigner:
             self._estimator.histograms(
                 self._sample(pyramid, arrays.xy_px[chunk], support.window_px[chunk])
             )
-            for chunk in _chunks(len(arrays))
+            for chunk in self._chunks(len(arrays))
         ]
         return PoseHistograms(
             scale=np.concatenate([chunk.scale for chunk in chunks]),
@@ -226,6 +226,11 @@ class PatchPoseAssigner:
         pyramid = build_pyramid(image, color=self._estimator.metadata.color)
         return pyramid, arrays_from_keypoints(keypoints, image_size=_image_size(pyramid))
 
+    def _chunks(self, count: int) -> list[slice]:
+        """Cut keypoints into parts, at least one of them."""
+        size = max(_CHUNK, self._estimator.batch)
+        return [slice(first, first + size) for first in range(0, max(count, 1), size)]
+
     def _sample(
         self, pyramid: ImagePyramid, xy_px: NDArray[np.float32], window_px: NDArray[np.float64]
     ) -> NDArray[np.float32]:
@@ -242,7 +247,7 @@ class PatchPoseAssigner:
         support = choose_support(keypoints, self._estimator.metadata, self._options, detector)
         chunks = [
             self._chunk_poses(pyramid, keypoints, support, chunk)
-            for chunk in _chunks(len(keypoints))
+            for chunk in self._chunks(len(keypoints))
         ]
         return PatchPoses(
             **{
@@ -281,11 +286,6 @@ class PatchPoseAssigner:
             keypoint_index=poses.keypoint_index + chunk.start,
             scale=poses.scale * factor[poses.keypoint_index],
         )
-
-
-def _chunks(count: int) -> list[slice]:
-    """Cut keypoints into parts, at least one of them."""
-    return [slice(first, first + _CHUNK) for first in range(0, max(count, 1), _CHUNK)]
 
 
 def _image_size(pyramid: ImagePyramid) -> tuple[int, int]:

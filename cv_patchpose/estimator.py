@@ -21,7 +21,8 @@ from cv_patchpose.metadata import ModelMetadata, read_metadata
 BUNDLED_MODELS = ("polar", "polar-small")
 ENGINES = ("onnxruntime", "opencv")
 
-_BATCH = 256
+_BATCH = 256  # fits a processor's caches
+_GPU_BATCH = 4096  # fills a GPU
 _OUTPUTS = ("scale", "orientation")
 _CPU_PROVIDER = "CPUExecutionProvider"
 _LOG = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 class _Engine(Protocol):
     providers: tuple[str, ...]
+    batch: int
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch, from inputs by name."""
@@ -105,8 +107,8 @@ class PoseEstimator:
             inputs["log_prior"] = log_prior
         scale = np.empty((len(patches), bins.scale), np.float32)
         orientation = np.empty((len(patches), bins.orientation), np.float32)
-        for first in range(0, len(patches), _BATCH):
-            batch = slice(first, first + _BATCH)
+        for first in range(0, len(patches), self.batch):
+            batch = slice(first, first + self.batch)
             scale[batch], orientation[batch] = self._engine.run(
                 {k: np.ascontiguousarray(v[batch], np.float32) for k, v in inputs.items()}
             )
@@ -116,6 +118,11 @@ class PoseEstimator:
     def providers(self) -> tuple[str, ...]:
         """Execution providers really in use, most preferred first."""
         return self._engine.providers
+
+    @property
+    def batch(self) -> int:
+        """Patches that the engine is given at once."""
+        return self._engine.batch
 
     def _open(self) -> None:
         self.engine = _choose_engine(self._settings["engine"])
@@ -244,15 +251,34 @@ class _RuntimeEngine:
             model, options, providers=[*usable, _CPU_PROVIDER]
         )
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self._elsewhere = self.providers != (_CPU_PROVIDER,)
+        self.batch = _GPU_BATCH if self._elsewhere else _BATCH
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch, from inputs by name."""
+        if self._elsewhere:
+            return self._run_bound(inputs)
         outputs: Sequence[NDArray[np.float32]] = self._session.run(list(_OUTPUTS), dict(inputs))
+        return outputs
+
+    def _run_bound(
+        self, inputs: Mapping[str, NDArray[np.float32]]
+    ) -> Sequence[NDArray[np.float32]]:
+        """Copy each input to the device once, and each output back once."""
+        binding = self._session.io_binding()
+        for name, values in inputs.items():
+            binding.bind_cpu_input(name, values)
+        for name in _OUTPUTS:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        outputs: Sequence[NDArray[np.float32]] = binding.copy_outputs_to_cpu()
         return outputs
 
 
 class _OpenCVEngine:
     """OpenCV's own network engine."""
+
+    batch = _BATCH
 
     def __init__(self, model: bytes) -> None:
         self._lock = threading.Lock()  # the network holds its input and its outputs

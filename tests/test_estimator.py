@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -149,6 +150,36 @@ class TestChoice:
             asked = PoseEstimator(toy_model, providers=["CUDAExecutionProvider"])
             assert asked.providers == ("CPUExecutionProvider",)
             assert "CUDAExecutionProvider is not available" in caplog.text
+
+    def test_a_gpu_gets_large_batches_bound_to_it(self, toy_model, monkeypatch):
+        """The path of a GPU, on the processor: the binding is the same for both."""
+        onnxruntime = pytest.importorskip("onnxruntime")
+        on_cpu = PoseEstimator(toy_model)
+        names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: names)
+        bound = PoseEstimator(toy_model)
+        assert bound.providers == tuple(names)
+        assert bound.batch > on_cpu.batch
+        count = bound.batch + 3
+        random = np.random.default_rng(0)
+        patches = random.standard_normal((count, *on_cpu.metadata.patch_shape)).astype(np.float32)
+        run = mock.Mock(wraps=bound._engine._session.run_with_iobinding)
+        monkeypatch.setattr(bound._engine._session, "run_with_iobinding", run)
+        found, expected = bound.histograms(patches), on_cpu.histograms(patches)
+        assert run.call_count == 2
+        np.testing.assert_allclose(found.scale, expected.scale, atol=1e-6)
+        np.testing.assert_allclose(found.orientation, expected.orientation, atol=1e-6)
+
+    def test_a_gpu_agrees_with_the_processor(self):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            pytest.skip("no CUDAExecutionProvider")
+        on_cpu = PoseEstimator()
+        on_gpu = PoseEstimator(providers=["CUDAExecutionProvider"])
+        patches = np.random.default_rng(0).standard_normal((300, *on_cpu.metadata.patch_shape))
+        found, expected = (e.histograms(patches.astype(np.float32)) for e in (on_gpu, on_cpu))
+        np.testing.assert_allclose(found.scale, expected.scale, atol=2e-3)
+        np.testing.assert_allclose(found.orientation, expected.orientation, atol=2e-3)
 
     def test_bad_options_are_named(self, toy_model):
         with pytest.raises(ValueError, match="engine: expected one of onnxruntime, opencv or None"):
