@@ -2,9 +2,9 @@
 
 HELD_OUT are photographs that nothing was trained on, PAIRS scenes in HPatches' layout with those of
 HPatches in the folder hpatches-sequences, WEIGHTS the published weights of OriNet and AffNet. Of
-RUNS only the models, and run.json, log.csv and curves.png of each run are read. The page is made of
-the runs that are there. What is measured is kept in RUNS: a script that was killed goes on where it
-stopped.
+RUNS only the models, run.json and log.csv of each run, and the results of the runs on the small
+dataset are read. The page is made of what is there. What is measured is kept in RUNS: a script that
+was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from paper_runs import LOSSES, MODELS, PAIRS, RUNS, SPLIT_RULES, describe_comman
 
 from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.files import write_file
+from cv_patchpose.training.curves import draw_curves
 from cv_patchpose.training.log import read_rows
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -52,7 +53,7 @@ class Measuring:
             for rule in SPLIT_RULES:
                 there = self.root / f"results/leak-{rule}-{kind}.json"
                 if there.exists():
-                    results[f"leak-{rule}-{kind}"] = json.loads(there.read_text())
+                    results[f"leak-{rule}-{kind}"] = read_result(there)
         for truth in ("global", "local"):
             where = f"homography-pose {scenes} --ground-truth {truth} --window-px 96"
             results[f"hpatches-{truth}"] = self._evaluate(f"hpatches-{truth}", where, PAIRS)
@@ -66,7 +67,7 @@ class Measuring:
         words = ["evaluate", *where.split(), "--methods", ",".join([*PEERS, *made])]
         words += ["--peer-weights", str(self.options.weights), "--jobs", str(self.options.jobs)]
         self._call([*words, "-o", str(output)])
-        return json.loads(output.read_text())
+        return read_result(output)
 
     def _held_out(self) -> Path:
         folder = self.root / "held-out"
@@ -82,6 +83,15 @@ class Measuring:
         subprocess.run([sys.executable, "-m", "cv_patchpose.cli", *arguments], check=True)
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """Read what was measured, the models by their names."""
+    outcome = json.loads(path.read_text())
+    protocol, rows = outcome["protocol"], outcome["rows"]
+    protocol["methods"] = [Path(method).stem for method in protocol["methods"]]
+    rows = [{**row, "method": Path(row["method"]).stem} for row in rows]
+    return {"protocol": protocol, "rows": rows, "failures": outcome["failures"]}
+
+
 def describe_runs(root: Path) -> dict[str, dict]:
     """Collect of each run that is there what it saw, how long it took, and its curve."""
     described = {}
@@ -95,7 +105,7 @@ def describe_runs(root: Path) -> dict[str, dict]:
         described[name] = {"group": run.group, "options": run.options, **facts, "log": log}
         if run.group == "pair":
             (DOCS / "curves").mkdir(exist_ok=True)
-            write_file(DOCS / f"curves/{name}.png", (folder / "curves.png").read_bytes())
+            draw_curves(log, DOCS / f"curves/{name}.png")
     return described
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from paper_runs import BINS, LOSSES, MODELS, PAIRS, RUNS, SPLIT_RULES
@@ -55,8 +55,6 @@ TITLES = {
 }
 
 INTRODUCTION = """\
-# The paper, reproduced
-
 Made by `benchmarks/paper_train.py` and `benchmarks/paper.py`, from training to this page; every
 figure is in [results/paper.json](results/paper.json) with the commands. The method is that of Lee,
 Jeong and Cho, *Self-Supervised Learning of Image Scale and Orientation* (BMVC 2021): one ResNet-18
@@ -81,20 +79,19 @@ def format_page(content: dict[str, Any]) -> str:
     """
     runs = content["runs"]
     results = {
-        title: {_name(row): row for row in outcome["rows"]}
+        title: {row["method"]: row for row in outcome["rows"]}
         for title, outcome in content["results"].items()
     }
-    parts = [INTRODUCTION.format(budget=_budget(runs, PAIRS))]
-    if lacking := [name for name in RUNS if name not in runs]:
-        parts.append(f"Not trained, and left out of the tables: {', '.join(lacking)}.\n")
+    parts = ["# The paper, reproduced\n"]
+    introduction = INTRODUCTION.format(budget=_budget(runs, PAIRS))
+    parts += [_text(paragraph) for paragraph in introduction.split("\n\n")]
+    measured = {*results["patchpose-A"], *(title.removesuffix("-A") for title in results)}
+    if lacking := [name for name in MODELS if name not in measured]:
+        parts.append(_text(f"Not there, and left out of the tables: {', '.join(lacking)}."))
     parts += [_table_1(results), _table_2(results), _distance(runs, results)]
     parts += [_table_3(runs, results), _losses(runs, results), _leak(results)]
     parts += [_runs(runs), _curves(runs), _machines(content)]
     return "\n".join(parts)
-
-
-def _name(row: dict[str, Any]) -> str:
-    return Path(row["method"]).name.removesuffix(".onnx")
 
 
 # Figures
@@ -129,6 +126,10 @@ def _cells(figures: Figures) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1f}"
+
+
+def _text(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 110, break_on_hyphens=False) + "\n"
 
 
 def _table(head: str, lines: Iterable[str]) -> str:
@@ -191,15 +192,19 @@ def _table_1(results: Results) -> str:
     return "\n".join(
         [
             "## Table 1\n",
-            f"PatchPose A and B, mean of both, of photographs that nothing here was trained on: "
-            f"{orientation:,} pairs for the orientation, {scale:,} for the scale. The paper's own "
-            "method stands beside all of ours; it reads the fullest bin, and tests on pairs from "
-            "the list that it trains on.\n",
+            _text(
+                "PatchPose A and B, mean of both, of photographs that nothing here was trained "
+                f"on: {orientation:,} pairs for the orientation, {scale:,} for the scale. The "
+                "paper's own method stands beside all of ours; it reads the fullest bin, and "
+                "tests on pairs from the list that it trains on."
+            ),
             _table(f"method | orientation | scale | {paper}", left),
-            f"Corners of viewpoint sequences of HPatches, {points:,} places, windows of 96 "
-            "pixels: truth by the paper's eq. 10 (one change for the pair of images), and by the "
-            "homography's derivative at the point. The paper takes all such sequences. Where "
-            "scenes hardly turn or zoom, `identity` is a strong control.\n",
+            _text(
+                f"Corners of viewpoint sequences of HPatches, {points:,} places, windows of 96 "
+                "pixels: truth by the paper's eq. 10 (one change for the pair of images), and by "
+                "the homography's derivative at the point. The paper takes all such sequences. "
+                "Where scenes hardly turn or zoom, `identity` is a strong control."
+            ),
             _table(
                 f"method | eq. 10: orientation | scale | {paper} | local: orientation | scale",
                 right,
@@ -257,8 +262,8 @@ def _distance(runs: dict[str, Any], results: Results) -> str:
             "## How far from the paper\n",
             "Ours minus the paper's figure, percentage points.\n",
             _table(f"figure | {' | '.join(OURS[name] for name in names)}", lines),
-            f"Figures not reached, of {len(lines)}: {'; '.join(missed)}. "
-            f"Budgets: {'; '.join(budgets) or 'none'}.\n",
+            _text(f"Figures not reached, of {len(lines)}: {'; '.join(missed)}."),
+            _text(f"Budgets: {'; '.join(budgets) or 'none'}."),
         ]
     )
 
@@ -283,14 +288,16 @@ def _table_3(runs: dict[str, Any], results: Results) -> str:
     return "\n".join(
         [
             "## Table 3\n",
-            f"Numbers of bins, PatchPose as above, trained by our loss. {'; '.join(budgets)}.\n",
+            _text(
+                f"Numbers of bins, PatchPose as above, trained by our loss. {'; '.join(budgets)}."
+            ),
             _table(f"bins | {head}", lines),
-            _finding(figures),
+            _finding(figures, _patchpose(results, "identity")),
         ]
     )
 
 
-def _finding(figures: dict[str, dict[tuple[int, int], Figures]]) -> str:
+def _finding(figures: dict[str, dict[tuple[int, int], Figures]], identity: Figures) -> str:
     """Answer whether too many bins make training fail, by the fall of the last row."""
     (before, after), wide = BINS[-2:], {"orientation": 1, "scale": 3}
     falls, answers = [], []
@@ -306,10 +313,11 @@ def _finding(figures: dict[str, dict[tuple[int, int], Figures]]) -> str:
             if title != "the paper":
                 verdict = "yes" if other < one / 2 else "no"
                 answers.append(f"{title}, {what}: {verdict}")
-    return (
+    return _text(
         f"**Do too many bins make training fail?** Within the wider limits, {'; '.join(falls)}. "
+        f"`identity` has {identity[1]:.1f} and {identity[3]:.1f}. "
         "In the paper more than half is lost. More than half lost here: "
-        f"{'; '.join(answers) or 'not measured'}.\n"
+        f"{'; '.join(answers) or 'not measured'}."
     )
 
 
@@ -354,8 +362,10 @@ def _losses(runs: dict[str, Any], results: Results) -> str:
     return "\n".join(
         [
             "## Losses, and clean against spoilt training\n",
-            f"{'; '.join(budgets)}. PatchPose as above, whose patches are clean. Real pairs: all "
-            f"scenes, {points:,} places, windows of 96 pixels, local truth.\n",
+            _text(
+                f"{'; '.join(budgets)}. PatchPose as above, whose patches are clean. Real pairs: "
+                f"all scenes, {points:,} places, windows of 96 pixels, local truth."
+            ),
             _table(f"{head}| real pairs: orientation | scale", lines),
             "Differences, mean of the four figures, percentage points:\n",
             _table("compared | PatchPose | real pairs", compared),
@@ -382,9 +392,11 @@ def _leak(results: Results) -> str:
     return "\n".join(
         [
             "## What shuffled pairs leak\n",
-            "The released code cuts train and test from one shuffled list of pairs, so that test "
-            "pairs show keypoints that were trained on. One network, budget and small set of "
-            "photographs, divided either way:\n",
+            _text(
+                "The released code cuts train and test from one shuffled list of pairs, so that "
+                "test pairs show keypoints that were trained on. One network, budget and small "
+                "set of photographs, divided either way:"
+            ),
             _table("split | orientation | scale", lines),
         ]
     )
@@ -423,8 +435,8 @@ def _machines(content: dict[str, Any]) -> str:
         f"OpenCV {run['versions']['opencv']}"
         for run in content["runs"].values()
     )
-    return (
+    return _text(
         f"Trained on {'; '.join(trained)}. Measured on {environment['cpu']}, "
         f"{environment['cpus']} cores, OpenCV {environment['opencv']}, "
-        f"commit {environment['commit']}.\n"
+        f"commit {environment['commit']}."
     )

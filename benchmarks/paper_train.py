@@ -1,8 +1,8 @@
 """Train the networks of the paper and ours by equal budgets, several at once; export them.
 
-Leaves what benchmarks/paper.py measures, on this machine or another: of each run run.json, log.csv
-and curves.png in its folder, the models as NAME.onnx, and the results of the runs on the small
-dataset. What is there is skipped: a script that was killed goes on where it stopped.
+Leaves what benchmarks/paper.py measures, on this machine or another: run.json and log.csv in the
+folder of each run, the models as NAME.onnx, and the results of the runs on the small dataset. What
+is there is skipped: a script that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class Training:
         seen = {key: state[key] for key in ("keypoints", "minutes", "photographs")}
         told = describe_command([*command, str(images), "-o", name])
         described = {"command": told, "budget": budget, **seen, **self.machine}
-        for model, runs in MODELS.items():
-            if name in runs:
-                self._model(model).unlink(missing_ok=True)
+        for model in (m for m, runs in MODELS.items() if name in runs):
+            for stale in (self._model(model), *self.root.glob(f"results/{model}-[AB].json")):
+                stale.unlink(missing_ok=True)
         write_file(facts, (json.dumps(described, indent=1) + "\n").encode())
         return f"{seen['keypoints']:,} pairs in {seen['minutes']:.1f} minutes"
 
@@ -111,6 +111,8 @@ class Training:
         results.mkdir(exist_ok=True)
         for kind in "AB":
             output = results / f"{model}-{kind}.json"
+            if output.exists():
+                continue
             words = ["evaluate", "patchpose", str(self._few() / kind), "--split", "test"]
             words += ["--split-by", model.removeprefix("leak-"), "--no-cache"]
             words += ["--methods", str(self._model(model)), "--jobs", str(self.options.jobs)]

@@ -21,6 +21,7 @@ _PANELS = {
     ),
     "scale, % of pairs": ("scale_within_1_6_octave", "scale_within_1_3_octave"),
 }
+_LOSSES = ("scale_loss", "orientation_loss")  # 0 where it is not learnt
 _STYLES = {"clean": "--", "spoilt": "-", "val": "-"}
 
 
@@ -33,11 +34,18 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
     """
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     seen = columns["keypoints"]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for name in ("scale_loss", "orientation_loss"):
+    panels = {
+        title: metrics
+        for title, metrics in _PANELS.items()
+        if any(f"{kind}_{metric}" in columns for kind in _STYLES for metric in metrics)
+    }
+    size = 4.3 * (1 + len(panels)), 4.0
+    figure, (axes,) = plt.subplots(1, 1 + len(panels), figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained")
+    for name in (loss for loss in _LOSSES if any(columns[loss])):
         axes[0].plot(seen, columns[name], marker=".", label=name.replace("_", " "))
     axes[0].set_title("training loss, nats")
-    for axis, (title, metrics) in zip(axes[1:], _PANELS.items(), strict=True):
+    for axis, (title, metrics) in zip(axes[1:], panels.items(), strict=True):
         for number, metric in enumerate(metrics):
             for kind, style in _STYLES.items():
                 if values := columns.get(f"{kind}_{metric}"):
