@@ -94,7 +94,9 @@ def test_the_default_recipe_is_the_paper_s():
     assert (config.batch_size, config.temperature, config.loss) == (64, 20.0, "alignment")
     assert config.source == "patchpose"
     assert recipe("polar") == TrainConfig()
-    with pytest.raises(ValueError, match="network: expected one of polar, rings, resnet18, got 'vgg'"):
+    with pytest.raises(
+        ValueError, match="network: expected one of polar, rings, resnet18, got 'vgg'"
+    ):
         recipe("vgg")
     with pytest.raises(ValueError, match="recipe: expected one of paper, pairs, views for"):
         recipe("resnet18", "polar")
