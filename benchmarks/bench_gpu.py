@@ -30,7 +30,7 @@ def measure(network: torch.nn.Module, patches: torch.Tensor, prior: torch.Tensor
         with torch.inference_mode():
             found = network(*(tensor.to("cuda", non_blocking=True) for tensor in given))
             if copies:
-                found = [histogram.cpu() for histogram in found]
+                found = [histogram.cpu() for histogram in found if histogram is not None]
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     quartiles = statistics.quantiles(times[3:], n=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -228,12 +229,24 @@ def _top_peaks(
     left, centre, right = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
     mass = np.minimum(left + centre + right, 1.0).astype(np.float64)
     mass[(centre <= left) | (centre < right)] = 0.0
-    count = min(top_k, mass.shape[1])
-    if count == 1:
-        peak = mass.argmax(1)[:, None]
-    else:
-        peak = np.argsort(-mass, axis=1, kind="stable")[:, :count]
+    peak = _largest(mass, min(top_k, mass.shape[1]))
     return peak, np.take_along_axis(mass, peak, 1)
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """(N, count) places of the largest of (N, B) values, in order, the first of equal ones first.
+
+    A few are wanted: finding them one by one is much faster than sorting.
+    """
+    left, rows = values, np.arange(len(values))
+    found = np.empty((len(values), count), np.int64)
+    for rank in range(count):
+        found[:, rank] = left.argmax(1)
+        if rank == 0 and count > 1:
+            left = values.copy()
+        if rank < count - 1:
+            left[rows, found[:, rank]] = -np.inf
+    return found
 
 
 def _sub_bin_offset(padded: NDArray[np.float32], peak: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -258,23 +271,33 @@ def _posterior_scales(
 
     The log-probabilities are interpolated linearly, because the prior may be narrower than a bin.
     """
-    centers = bins.scale_centers_octaves + offset_octaves
-    grid = _posterior_grid(centers, 1.0 / (bins.scale_per_octave * _POSTERIOR_STEPS_PER_BIN))
-    weights = np.stack([np.interp(grid, centers, row) for row in np.eye(bins.scale)])
+    grid, weights = _posterior_grid(bins, offset_octaves)
     log_posterior = np.log(np.maximum(probability, _SMALLEST_PROBABILITY)) @ weights
-    log_posterior -= 0.5 * (grid / np.maximum(sigma, _NARROWEST_SIGMA)[:, None]) ** 2
-    posterior = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
+    narrowness = (1 / np.maximum(sigma, _NARROWEST_SIGMA)).astype(np.float32)[:, None]
+    log_posterior -= np.float32(0.5) * (grid * narrowness) ** 2
+    log_posterior -= log_posterior.max(1, keepdims=True)
+    posterior = np.exp(log_posterior, out=log_posterior)
     posterior /= posterior.sum(1, keepdims=True)
     mean = posterior @ grid
     near = np.abs(grid - mean[:, None]) <= 1.5 / bins.scale_per_octave
-    return mean, (posterior * near).sum(1)
+    return mean.astype(np.float64), (posterior * near).sum(1, dtype=np.float64)
 
 
-def _posterior_grid(centers: NDArray[np.float64], step: float) -> NDArray[np.float64]:
-    """(G,) octaves: multiples of the step over the bins and 0, so that factor 1 is on it."""
+@lru_cache(maxsize=64)
+def _posterior_grid(
+    bins: PoseBins, offset_octaves: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(G,) octaves, and (S, G) weights that interpolate the bins at them.
+
+    They are multiples of a step over the bins and 0, so that factor 1 is one of them.
+    """
+    centers = bins.scale_centers_octaves + offset_octaves
+    step = 1.0 / (bins.scale_per_octave * _POSTERIOR_STEPS_PER_BIN)
     first = np.floor(min(centers[0], 0.0) / step)
     last = np.ceil(max(centers[-1], 0.0) / step)
-    return np.arange(first, last + 1) * step
+    grid = np.arange(first, last + 1) * step
+    weights = np.stack([np.interp(grid, centers, row) for row in np.eye(bins.scale)])
+    return grid.astype(np.float32), weights.astype(np.float32)
 
 
 def _best_pairs(
@@ -288,7 +311,7 @@ def _best_pairs(
     """Pair (N, K) orientation modes with (N, L) scale modes and keep the best pairs."""
     pair_count = angle_mass.shape[1] * scale_mass.shape[1]
     score = (angle_mass[:, :, None] * scale_mass[:, None, :]).reshape(-1, pair_count)
-    order = np.argsort(-score, axis=1, kind="stable")[:, :top_k]
+    order = _largest(score, min(top_k, pair_count))
     score = np.take_along_axis(score, order, 1)
     kept = (score > 0.0) & (score >= min_ratio * score[:, :1])
     keypoint, rank = np.nonzero(kept)
