@@ -16,6 +16,7 @@ from bench_sampling import warp_affine_loop
 from skimage import data
 
 from cv_patchpose import PatchPoseAssigner
+from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.grids import PolarGrid, SquareGrid
 from cv_patchpose.histograms import find_modes
 from cv_patchpose.keypoints import arrays_from_keypoints, keypoints_from_arrays
@@ -29,7 +30,8 @@ MAGNIFICATION = 6.0
 NETWORK_PATCHES = 256
 CHUNK = 512  # as in assign
 REMAP_ROWS = 32000  # OpenCV's maps must have fewer rows than 32768
-POLAR, SQUARE = PolarGrid(), SquareGrid()
+POLAR, SQUARE = PoseEstimator().metadata.grid, SquareGrid()  # the default model's
+POLAR_NAME = f"polar {POLAR.rows} x {POLAR.columns}"
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,14 @@ def sampling_calls(scene: Scene, *, slow_peers: bool) -> Calls:
     pyramid = build_pyramid(grey)
     calls: Calls = {
         "ours, square 32 x 32": lambda: in_chunks(sample_square, pyramid, where, SQUARE),
-        "ours, polar 40 x 72": lambda: in_chunks(
+        f"ours, {POLAR_NAME}": lambda: in_chunks(
             sample_polar, pyramid, where, POLAR, standardize=True
         ),
         "cv2.warpAffine loop, 32 x 32": lambda: warp_affine_loop(grey, *where, SQUARE.size),
     }
     square, polar = (positions(*where, unit) for unit in unit_grids())
     calls["cv2.remap, square 32 x 32"] = lambda: remap(grey, square)
-    calls["cv2.remap, polar 40 x 72"] = lambda: remap(grey, polar)
+    calls[f"cv2.remap, {POLAR_NAME}"] = lambda: remap(grey, polar)
     if not slow_peers:
         return calls
     tensor = torch.from_numpy(grey[None, None].astype(np.float32) / 255)
@@ -121,7 +123,7 @@ def sampling_calls(scene: Scene, *, slow_peers: bool) -> Calls:
 
 def stage_calls(scene: Scene) -> Calls:
     """Parts of assign, and SIFT's detection."""
-    assigner = PatchPoseAssigner()
+    assigner, two_poses = PatchPoseAssigner(), PatchPoseAssigner(top_k=2)
     estimator, metadata = assigner.estimator, assigner.estimator.metadata
     pyramid = build_pyramid(scene.image, color=metadata.color)
     arrays = arrays_from_keypoints(scene.keypoints)
@@ -136,6 +138,7 @@ def stage_calls(scene: Scene) -> Calls:
         "cv2.SIFT.detect": lambda: sift.detect(scene.image),
         "cv2.SIFT.detectAndCompute": lambda: sift.detectAndCompute(scene.image, None),
         "assign": lambda: assigner.assign(scene.image, scene.keypoints),
+        "assign, top_k=2": lambda: two_poses.assign(scene.image, scene.keypoints),
         "pyramid": lambda: build_pyramid(scene.image, color=metadata.color),
         "KeyPoints in": lambda: arrays_from_keypoints(scene.keypoints),
         "sampling": lambda: in_chunks(sample, pyramid, where, metadata.grid, **options),

@@ -56,7 +56,7 @@ def format_growth(rows: list[dict]) -> str:
     lines = ["| CPU time, 1 thread | fixed, ms | us per keypoint | largest deviation |"]
     lines.append("|---|---|---|---|")
     chosen = {
-        "sampling": ("ours, square 32 x 32", "ours, polar 40 x 72"),
+        "sampling": ("ours, square", "ours, polar"),
         "stages": ("assign",),
     }
     for image in dict.fromkeys(row.get("image") for row in rows if "image" in row):
@@ -67,7 +67,10 @@ def format_growth(rows: list[dict]) -> str:
                 if (row["group"], row.get("image"), row["threads"]) == (group, image, 1)
             ]
             count = np.array([row["keypoints"] for row in wanted], float)
-            for name in names:
+            every = (
+                [name for name in wanted[0]["times"] if name.startswith(names)] if wanted else []
+            )
+            for name in every:
                 time = np.array([row["times"][name]["cpu_ms"] for row in wanted])
                 system = np.column_stack([np.ones_like(count), count]) / time[:, None]
                 fixed, slope = np.linalg.lstsq(system, np.ones_like(time), rcond=None)[0]
@@ -87,7 +90,13 @@ def format_all(report: dict) -> str:
         f"{environment['commit']}; {names}. {report['repeats']} turns. Each cell: median "
         "(interquartile range), CPU time of all threads."
     )
-    parts = [head]
+    start = report["start"]
+    parts = [
+        head,
+        f"In a fresh interpreter, CPU time: `import cv_patchpose` {start['import_ms']:.0f} ms on top of "
+        f"NumPy and OpenCV; the first `assign`, ONNX Runtime's import included, "
+        f"{start['first_assign_ms']:.0f} ms more.",
+    ]
     for group in TITLES:
         of_group = [row for row in rows if row["group"] == group]
         for image in dict.fromkeys(row.get("image") for row in of_group):
