@@ -93,8 +93,8 @@ def format_all(report: dict) -> str:
     start = report["start"]
     parts = [
         head,
-        f"In a fresh interpreter, CPU time: `import cv_patchpose` {start['import_ms']:.0f} ms on top of "
-        f"NumPy and OpenCV; the first `assign`, ONNX Runtime's import included, "
+        f"In a fresh interpreter, CPU time: `import cv_patchpose` {start['import_ms']:.0f} ms on "
+        f"top of NumPy and OpenCV; the first `assign`, ONNX Runtime's import included, "
         f"{start['first_assign_ms']:.0f} ms more.",
     ]
     for group in TITLES:
