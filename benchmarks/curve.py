@@ -38,11 +38,11 @@ COLUMNS = {
     "turned MMA@3": ("turned", "mma_3"),
     "turned correct": ("turned", "correct_matches"),
     "repeated, 5 deg": ("repeated", "orientation_within_5_deg"),
-    "10 deg": ("repeated", "orientation_within_10_deg"),
-    "1/6 octave": ("repeated", "scale_within_1_6_octave"),
+    "repeated, 10 deg": ("repeated", "orientation_within_10_deg"),
+    "repeated, 1/6 octave": ("repeated", "scale_within_1_6_octave"),
     "fixed, 5 deg": ("fixed", "orientation_within_5_deg"),
-    "10 deg ": ("fixed", "orientation_within_10_deg"),
-    "1/6 octave ": ("fixed", "scale_within_1_6_octave"),
+    "fixed, 10 deg": ("fixed", "orientation_within_10_deg"),
+    "fixed, 1/6 octave": ("fixed", "scale_within_1_6_octave"),
 }
 
 

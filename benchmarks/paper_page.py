@@ -238,11 +238,13 @@ def _table_2(results: Results) -> str:
 
 def _distance(runs: dict[str, Any], results: Results) -> str:
     names = [name for name in OURS if name in results["patchpose-A"]]
-    lines = []
+    lines, behind = [], [0] * len(names)
 
     def add(what: str, limits: Sequence[str], found: Sequence[Figures], printed: Figures) -> None:
         for number, limit in enumerate(limits):
             gaps = [_minus(figures, printed)[number] for figures in found]
+            for n, gap in enumerate(gaps):
+                behind[n] += gap is not None and gap < 0
             lines.append(f"{what}, {limit} | {' | '.join(map(_signed, gaps))}")
 
     fullest = [_patchpose(results, name, "_argmax") for name in names]
@@ -252,10 +254,7 @@ def _distance(runs: dict[str, Any], results: Results) -> str:
     for what, limit, printed in zip(RECALL, LIMITS[1::2], PAPER_RECALL, strict=True):
         recall = [_recall(results, name, what) for name in names]
         add(f"recall, {limit}", [f"k = {k}" for k in (1, 2, 3, 4)], recall, printed)
-    missed = [
-        f"{OURS[name]}: {sum(line.split(' | ')[1 + n].startswith('-') for line in lines)}"
-        for n, name in enumerate(names)
-    ]
+    missed = [f"{OURS[name]}: {count}" for name, count in zip(names, behind, strict=True)]
     budgets = [f"{OURS[name]}: {_budget(runs, [name])}" for name in names if name in PAIRS]
     return "\n".join(
         [
@@ -406,8 +405,10 @@ def _runs(runs: dict[str, Any]) -> str:
     lines = []
     for name, run in runs.items():
         seen = f"{run['keypoints']:,}"
-        if run["budget"] and run["keypoints"] < run["budget"]:
-            seen += f" of {run['budget']:,}, cut off"
+        if run["keypoints"] < run.get("budget_keypoints", 0):
+            seen += f" of {run['budget_keypoints']:,}, cut off"
+        if run["minutes"] < run.get("budget_minutes", 0):
+            seen += f", cut off before {run['budget_minutes']} minutes"
         speed = run["keypoints"] / max(run["minutes"] * 60, 1e-9)
         lines.append(f"{name} | `{run['options']}` | {seen} | {run['minutes']:.1f} | {speed:,.0f}")
     head = "run | `cv-patchpose train` | pairs or keypoints seen | minutes | each second"

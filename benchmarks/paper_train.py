@@ -22,7 +22,7 @@ import torch
 from paper_runs import MODELS, RUNS, describe_command
 
 from cv_patchpose.evaluation.report import describe_environment, package_versions
-from cv_patchpose.files import write_file
+from cv_patchpose.files import find_images, write_file
 from cv_patchpose.training.checkpoint import load_checkpoint
 
 LEAK_IMAGES = 100
@@ -40,6 +40,7 @@ class Training:
         self.options = options
         self.root: Path = options.runs
         self.end = time.monotonic() + 60 * options.deadline
+        self.names: set[str] = set()
         self.trained: set[str] = set()
         self.failed: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -49,6 +50,7 @@ class Training:
 
     def run_all(self, names: list[str]) -> None:
         """Begin runs in the order of their names; one that fails does not stop the others."""
+        self.names = set(names)
         pool = ThreadPoolExecutor(self.options.train_jobs)
         try:
             list(pool.map(self._attempt, names))
@@ -61,22 +63,28 @@ class Training:
             with self.lock:
                 self.trained.add(name)
                 model, runs = next(item for item in MODELS.items() if name in item[1])
-                complete = self.trained.issuperset(runs)
+                rest = set(runs) - self.trained
+                complete = all(self._is_there(other) for other in rest - self.names)
+                complete &= rest.isdisjoint(self.names)
             if complete:
                 self._export(model, runs)
         except Exception as error:
             self.failed[name] = outcome = f"failed: {error}"
         print(f"{name}: {outcome}", flush=True)
 
+    def _is_there(self, name: str) -> bool:
+        return (self.root / name / "run.json").exists()
+
     def _train(self, name: str) -> str:
         """Train to the end of the budget, or until the time is over."""
         run, folder = RUNS[name], self.root / name
         facts, checkpoint = folder / "run.json", folder / "checkpoint.pt"
-        budget: int | None = getattr(self.options, run.group)
-        limit = ["--keypoints", str(budget)]
+        budget: float = getattr(self.options, run.group)
+        unit, limit = "keypoints", ["--keypoints", str(budget)]
         if run.group == "pair" and self.options.pair_minutes:
-            budget, limit = None, ["--minutes", str(self.options.pair_minutes)]
-        if facts.exists() and json.loads(facts.read_text())["keypoints"] >= (budget or 0):
+            unit, budget = "minutes", self.options.pair_minutes
+            limit = ["--minutes", str(budget)]
+        if facts.exists() and json.loads(facts.read_text())[unit] >= budget:
             return "is there"
         images: Path = self.options.photographs if run.data == "photographs" else self._few()
         command = ["train", *shlex.split(run.options), *limit]
@@ -90,7 +98,7 @@ class Training:
         state = load_checkpoint(checkpoint)
         seen = {key: state[key] for key in ("keypoints", "minutes", "photographs")}
         told = describe_command([*command, str(images), "-o", name])
-        described = {"command": told, "budget": budget, **seen, **self.machine}
+        described = {"command": told, f"budget_{unit}": budget, **seen, **self.machine}
         for model in (m for m, runs in MODELS.items() if name in runs):
             for stale in (self._model(model), *self.root.glob(f"results/{model}-[AB].json")):
                 stale.unlink(missing_ok=True)
@@ -127,8 +135,9 @@ class Training:
         with self.lock:
             if not (dataset / "complete").exists():
                 images.mkdir(exist_ok=True)
-                photographs = sorted(self.options.photographs.iterdir())
-                for path in photographs[:: max(1, len(photographs) // LEAK_IMAGES)]:
+                photographs = find_images(self.options.photographs)
+                step = max(1, len(photographs) // LEAK_IMAGES)
+                for path in photographs[::step][:LEAK_IMAGES]:
                     shutil.copy(path, images)
                 for kind in "AB":
                     words = ["generate", str(images), "--kind", kind, "-o", str(dataset / kind)]

@@ -3,16 +3,17 @@
 The views are made once and seen by all. The largest network learns from the pairs alone; the
 others also imitate its averaged weights, which costs them a fraction of the data that they would
 need by themselves. On a GPU the step of all networks is recorded once and replayed, because small
-networks spend their time on being launched. Give each member of RUN to `cv-patchpose export`.
+networks spend their time on being launched. Give each member of RUN to `cv-patchpose export`, or to
+`train --init`; a run cannot be resumed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -34,7 +35,6 @@ from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.sources import POOL_BATCHES, ViewSource, measure
 
-EMA = 0.999
 RESTARTS = (100, 1000)  # steps after which the averages forget what came before
 EAGER_STEPS = 12  # before the recording, which wants everything to have happened once
 SYNTHESIS = SynthesisConfig(magnification=21.0)
@@ -54,6 +54,7 @@ def ring(*channels: int, hidden: int = 64, stride: int = 1) -> TrainConfig:
         channels=channels[1:],
         hidden=hidden,
         stride=stride,
+        aligned=False,
     )
 
 
@@ -125,15 +126,16 @@ class Member:
         found = self._apply(self.network, batch)
         views = Logits(*(values.unflatten(0, (-1, SYNTHESIS.views)) for values in found))
         losses = self.loss.compare(views, batch["pairs"], batch["rotation"], batch["octaves"])
-        loss = losses[0] + losses[1]
+        loss = losses[1] + self.config.scale_weight * losses[0]
         if taught is not None:
-            loss = loss + imitation_loss(found, taught)
+            loss = loss + self.config.teacher_weight * imitation_loss(found, taught)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0, foreach=True)
+        limit = self.config.largest_gradient
+        nn.utils.clip_grad_norm_(self.network.parameters(), limit, foreach=True)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._now, 1 - EMA)
+            torch._foreach_lerp_(self._average, self._now, 1 - self.config.ema)
         return torch.stack(losses).detach()
 
     @torch.no_grad()
@@ -245,8 +247,7 @@ class Run:
         self.folder, self.family, self.workers = folder, family, workers
         self.source = ViewSource(photographs, BASE, family.members[-1].shape)
         for part in (self.source.training, self.source.held):
-            with ThreadPoolExecutor() as pool:  # finds the keypoints before the workers fork
-                list(pool.map(part.__getitem__, range(len(part))))
+            part.find_all()
         self.origin = {"data": self.source.origin, "commit": current_commit()}
         self.validation, self.references = {}, {}
         for shape in {m.shape.grid: m.shape for m in family.members}.values():
@@ -259,7 +260,7 @@ class Run:
         self.rows: dict[str, list[Row]] = {member.name: [] for member in family.members}
 
     def train(self, minutes: float, validate_every: float) -> None:
-        """Train for some minutes; validate and save now and then, and at the end."""
+        """Train for some minutes, validations included; validate and save now and then."""
         family, count = self.family, BASE.batch_size
         config = dataclasses.replace(BASE, budget_minutes=minutes)
         streams = [
@@ -277,8 +278,11 @@ class Run:
         ]
         losses = torch.zeros_like(family.losses)
         begin, next_validation = time.monotonic(), validate_every
-        with tqdm(total=100.0, desc="train", mininterval=5) as bar:
-            for batch in prefetch(streams, depth=4, processes=True):
+        with (
+            tqdm(total=100.0, desc="train", mininterval=5) as bar,
+            contextlib.closing(prefetch(streams, depth=4, processes=True)) as batches,
+        ):
+            for batch in batches:
                 spent = (time.monotonic() - begin) / 60
                 for member in family.members:
                     member.set_rate(learning_rate(config, min(1.0, spent / minutes)))
@@ -290,7 +294,7 @@ class Run:
                     bar.set_postfix_str(f"{family.steps} steps")
                 if spent >= next_validation or spent >= minutes:
                     self.save(spent, losses.tolist(), config)
-                    next_validation += validate_every
+                    next_validation = (time.monotonic() - begin) / 60 + validate_every
                 if spent >= minutes:
                     break
 

@@ -25,6 +25,14 @@ _BATCH = 256  # fits a processor's caches
 _GPU_BATCH = 4096  # fills a GPU
 _OUTPUTS = ("scale", "orientation")
 _CPU_PROVIDER = "CPUExecutionProvider"
+_GPU_PROVIDERS = {
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+    "ROCMExecutionProvider",
+    "DmlExecutionProvider",
+}
+# The default search times every way to convolve for each new number of patches.
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC"}}
 _LOG = logging.getLogger(__name__)
 
 
@@ -247,16 +255,17 @@ class _RuntimeEngine:
         options.intra_op_num_threads = num_threads or cv2.getNumThreads()
         # Idle threads would otherwise go on spinning while the sampler needs the processor.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        chosen = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in usable]
         self._session = onnxruntime.InferenceSession(
-            model, options, providers=[*usable, _CPU_PROVIDER]
+            model, options, providers=[*chosen, _CPU_PROVIDER]
         )
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
-        self._elsewhere = self.providers != (_CPU_PROVIDER,)
-        self.batch = _GPU_BATCH if self._elsewhere else _BATCH
+        self._on_gpu = not _GPU_PROVIDERS.isdisjoint(self.providers)
+        self.batch = _GPU_BATCH if self._on_gpu else _BATCH
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch, from inputs by name."""
-        if self._elsewhere:
+        if self._on_gpu:
             return self._run_bound(inputs)
         outputs: Sequence[NDArray[np.float32]] = self._session.run(list(_OUTPUTS), dict(inputs))
         return outputs
@@ -264,7 +273,7 @@ class _RuntimeEngine:
     def _run_bound(
         self, inputs: Mapping[str, NDArray[np.float32]]
     ) -> Sequence[NDArray[np.float32]]:
-        """Copy each input to the device once, and each output back once."""
+        """Let the session take inputs and give outputs where they lie, as `run` with binding."""
         binding = self._session.io_binding()
         for name, values in inputs.items():
             binding.bind_cpu_input(name, values)

@@ -280,7 +280,8 @@ def _posterior_scales(
     posterior /= posterior.sum(1, keepdims=True)
     mean = posterior @ grid
     near = np.abs(grid - mean[:, None]) <= 1.5 / bins.scale_per_octave
-    return mean.astype(np.float64), (posterior * near).sum(1, dtype=np.float64)
+    mass = (posterior * near).sum(1, dtype=np.float64)
+    return mean.astype(np.float64), np.minimum(mass, 1.0)
 
 
 @lru_cache(maxsize=64)

@@ -141,9 +141,18 @@ class TestTopK:
         np.testing.assert_allclose(np.round(poses.angle_deg), [40, 200, 40, 200])
         np.testing.assert_allclose(np.round(np.log2(poses.scale)), [-1, -1, 1, 1])
 
-    @given(st.integers(1, 5), st.floats(0, 1), st.integers(0, 1000))
-    def test_order_and_bounds(self, top_k, min_ratio, seed):
-        poses = find_modes(random_histograms(20, seed), BINS, top_k=top_k, min_ratio=min_ratio)
+    @given(
+        st.integers(1, 5), st.floats(0, 1), st.sampled_from([0.01, 0.2, np.inf]),
+        st.integers(0, 1000),
+    )  # fmt: skip
+    def test_order_and_bounds(self, top_k, min_ratio, sigma, seed):
+        poses = find_modes(
+            random_histograms(20, seed),
+            BINS,
+            top_k=top_k,
+            min_ratio=min_ratio,
+            scale_prior_sigma=sigma,
+        )
         assert np.all(np.diff(poses.keypoint_index) >= 0)
         assert np.unique(poses.keypoint_index).tolist() == list(range(20))
         assert np.all((poses.score > 0) & (poses.score <= 1))

@@ -40,7 +40,7 @@ def content(page, runs, accuracy):
     results = {title: outcome(whole) for title in titles}
     for model in (m for m in models if m.startswith("leak")):
         results |= {f"{model}-{kind}": outcome([model]) for kind in "AB"}
-    facts = {"keypoints": 900, "budget": 1000, "minutes": 1.5, "device": "a GPU"}
+    facts = {"keypoints": 900, "budget_keypoints": 1000, "minutes": 1.5, "device": "a GPU"}
     facts |= {"versions": {"torch": "2", "opencv": "5"}}
     described = {
         name: {"group": page.RUNS[name].group, "options": page.RUNS[name].options, **facts}

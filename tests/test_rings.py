@@ -72,6 +72,7 @@ def test_output_shapes():
         ({"grid": PolarGrid(24, 72, 3, 3)}, "grid: expected 36 columns and a halo of 3, got 72"),
         ({"grid": PolarGrid(24, 36, 3, 4)}, "grid: expected 36 columns and a halo of 3, got 36"),
         ({"channels": (64,)}, "channels: expected at least two, got (64,)"),
+        ({"channels": (16,) * 5}, "channels: expected few enough layers to reach around 36"),
     ],
 )
 def test_a_shape_that_does_not_hold_together_is_refused(change, message):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import multiprocessing
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import cv2
@@ -395,9 +397,28 @@ def test_another_magnification_keeps_the_sizes_found(run, tmp_path):
     assert other.scale_offset_octaves == pytest.approx(one.scale_offset_octaves + 1.0)
 
 
-def test_export_runs_on_both_engines_alike(run, tmp_path):
+@pytest.fixture(scope="module")
+def ring_run(texture_folder, tmp_path_factory):
+    """Train rings with views made by a process, in two goes."""
+    folder = tmp_path_factory.mktemp("rings")
+    config = dataclasses.replace(
+        TINY, network="rings", aligned=False, stem_channels=16, channels=(16, 24), teacher="polar"
+    )
+    if "fork" in multiprocessing.get_all_start_methods():
+        config = dataclasses.replace(config, workers=1)
+    with warnings.catch_warnings():  # Python's, of forking beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        Trainer(texture_folder, folder, config).train()
+        config = dataclasses.replace(saved_config(folder), budget_keypoints=96)
+        Trainer(texture_folder, folder, config, resume=True).train()
+    assert load_checkpoint(folder / "checkpoint.pt")["keypoints"] == 96
+    return folder
+
+
+@pytest.mark.parametrize("network", ["run", "ring_run"])
+def test_export_runs_on_both_engines_alike(network, tmp_path, request):
     pytest.importorskip("onnxruntime")
-    path = export_checkpoint(run, tmp_path / "model.onnx")
+    path = export_checkpoint(request.getfixturevalue(network), tmp_path / "model.onnx")
     engines = [PoseEstimator(path, engine=name) for name in ("onnxruntime", "opencv")]
     for batch in (16, 5, 16):
         shape = (batch, *engines[0].metadata.patch_shape)
@@ -470,18 +491,24 @@ def test_a_teacher_reads_windows_of_several_sizes(toy_model):
         Teacher([toy_model], PoseBins(), (0.2,))
 
 
-def test_several_teachers_tell_their_average(toy_model):
+def test_several_teachers_tell_their_average(toy_model, write_model):
+    softer = write_model(contrast=3.0)
     place, window, unknown = np.array([[120.0, 130.0]]), np.array([110.0]), np.array([np.inf])
     pyramid = build_pyramid(np.random.default_rng(0).integers(0, 255, (240, 240), np.uint8))
 
     def ask(*models):
         return Teacher(models, PoseBins()).histograms(pyramid, place, window, unknown)
 
-    one, other, both = ask(toy_model), ask("polar"), ask(toy_model, "polar")
+    one, other, both = ask(toy_model), ask(softer), ask(toy_model, softer)
     assert np.abs(one.orientation - other.orientation).max() > 0.01
     for name in ("scale", "orientation"):
         mean = (getattr(one, name) + getattr(other, name)) / 2
         np.testing.assert_allclose(getattr(both, name), mean, atol=1e-6)
+
+
+def test_teachers_must_agree_on_the_scale(toy_model, write_model):
+    with pytest.raises(ValueError, match="teacher: expected models whose scale 1 differs by at"):
+        Teacher([toy_model, write_model(scale_offset_octaves=1.5)], PoseBins())
 
 
 def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,12 +40,19 @@ class Teacher:
     ) -> None:
         # One thread: the producers of views, which ask, are threads already.
         self._estimators = [PoseEstimator(model, num_threads=1) for model in models]
+        zeros = []
         for metadata in (estimator.metadata for estimator in self._estimators):
             if metadata.bins != bins or metadata.color:
                 raise ValueError(
                     f"teacher: expected a model of grey patches with {bins}, got {metadata.bins}"
                     f"{' of colour patches' if metadata.color else ''}"
                 )
+            zeros.append(metadata.scale_offset_octaves - math.log2(metadata.magnification))
+        if np.ptp(zeros) > 0.5 / bins.scale_per_octave:
+            raise ValueError(
+                "teacher: expected models whose scale 1 differs by at most half a bin, got "
+                f"{', '.join(f'{zero:.2f}' for zero in zeros)} octaves"
+            )
         self._bins = bins
         self._shifts = [round(octave * bins.scale_per_octave) for octave in octaves]
         if not np.allclose(self._shifts, np.multiply(octaves, bins.scale_per_octave), atol=0.01):

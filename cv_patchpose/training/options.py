@@ -152,7 +152,8 @@ class TrainConfig:
         device: "cpu", "cuda", or "auto": a GPU where there is one.
         threads: of PyTorch; 0 leaves its default.
         streams: threads that make batches.
-        workers: processes that make batches instead; 0: none, but the threads.
+        workers: processes that make batches instead, four of which each keeps ready in shared
+            memory; 0: none, but the threads.
         reuse: how often a keypoint's patches are drawn, on average.
         bfloat16: forward pass in bfloat16; None: where the processor has it.
         stem_channels: first convolution's channels.
@@ -224,6 +225,8 @@ class TrainConfig:
             raise ValueError(f"source: expected views for {self.network}, got {self.source!r}")
         if self.network != "resnet18" and set(self.targets) != set(TARGETS):
             raise ValueError(f"targets: expected both for {self.network}, got {self.targets!r}")
+        if self.network == "rings" and (self.separable or self.aligned):
+            raise ValueError("separable, aligned: expected False for rings, got True")
         if self.teacher and self.source != "views":
             raise ValueError(f"teacher: expected none with source {self.source}")
 

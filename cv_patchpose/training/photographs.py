@@ -63,6 +63,11 @@ class Photographs:
             self._cache[index] = Photograph(image, *candidate_keypoints(image))
         return self._cache[index]
 
+    def find_all(self) -> None:
+        """Find the keypoints of all photographs now, which processes forked later then share."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.__getitem__, range(len(self))))
+
     def split(self, share: float, seed: int) -> tuple[Photographs, Photographs]:
         """Divide at least two photographs, by seed, into some for training and some held out.
 

@@ -125,7 +125,8 @@ class CircularConv1d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Wrap (N, C, 1, T) around by the kernel's reach and convolve; keeps T."""
         wrapped = torch.cat((x[..., -self.reach :], x, x[..., : self.reach]), -1)
-        return torch.as_tensor(self.conv(wrapped))
+        convolved: Tensor = self.conv(wrapped)
+        return convolved
 
 
 class ScaleAlignment(nn.Module):

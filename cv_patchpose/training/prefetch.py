@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import queue
+import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeAlias
@@ -33,13 +34,15 @@ def prefetch(
     """
     if not streams:
         raise ValueError("streams: expected at least one, got none")
-    if processes and "fork" not in multiprocessing.get_all_start_methods():
+    # macOS can fork, but its own libraries do not survive it.
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    if processes and not can_fork:
         raise ValueError("workers: expected 0 on a system that cannot fork; use streams")
     return _load(streams, depth) if processes else _rotate(streams, depth)
 
 
 class _Streams(IterableDataset[dict[str, torch.Tensor]]):
-    """Gives each worker its stream, as tensors, which travel between processes uncopied."""
+    """Gives each worker its stream, as tensors, which travel in shared memory."""
 
     def __init__(self, streams: Sequence[Iterable[Batch]]) -> None:
         self.streams = streams

@@ -34,6 +34,7 @@ RINGS = TrainConfig(
     stem_channels=64,
     channels=(64, 64, 64),
     stride=1,
+    aligned=False,
     sigma_deg=4.0,
     sigma_octaves=0.1,
     floor=0.01,

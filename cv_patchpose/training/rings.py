@@ -55,6 +55,11 @@ class RingNetConfig:
             )
         if len(self.channels) < 2:
             raise ValueError(f"channels: expected at least two, got {self.channels!r}")
+        if KERNEL ** (len(self.channels) - 1) > self.bins.orientation:
+            raise ValueError(
+                f"channels: expected few enough layers to reach around {self.bins.orientation} "
+                f"orientation bins, got {self.channels!r}"
+            )
 
     @classmethod
     def for_bins(cls, bins: PoseBins, *, stride: int = 1, **shape: Any) -> RingNetConfig:
@@ -134,7 +139,9 @@ class RingNet(nn.Module):
             features = _rectify(layer(features), features)
         pooled = torch.cat((features.mean(-1, keepdim=True), features.amax(-1, keepdim=True)), 1)
         context = self.context(pooled)
-        features = _rectify(self.layers[-1](features) + self.condition(context), features)
+        # Spread out by hand: cv2.dnn adds to a convolution only what has its shape.
+        condition = self.condition(context).expand(-1, -1, -1, self.config.bins.orientation)
+        features = _rectify(self.layers[-1](features) + condition, features)
         return self.scale(context).flatten(1), self.orientation(features).flatten(1)
 
 

@@ -92,6 +92,8 @@ class ViewSource:
         photographs = read_photographs(images, color=isinstance(shape.grid, SquareGrid))
         self.training, self.held = photographs.split(config.validation_share, config.seed)
         self.held_out = [str(path) for path in self.held.paths]
+        if config.workers:
+            self.training.find_all()
         self.images = len(self.training)
         self.origin = photographs.describe(images)
 
