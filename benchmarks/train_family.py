@@ -45,7 +45,7 @@ FIRST = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=3)
 SECOND = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)
 
 
-def ring(*channels: int, hidden: int = 64, stride: int = 1) -> TrainConfig:
+def ring(*channels: int, hidden: int = 64) -> TrainConfig:
     """Shape a ring network: the stem's channels, then those of the layers."""
     return dataclasses.replace(
         BASE,
@@ -53,7 +53,6 @@ def ring(*channels: int, hidden: int = 64, stride: int = 1) -> TrainConfig:
         stem_channels=channels[0],
         channels=channels[1:],
         hidden=hidden,
-        stride=stride,
         aligned=False,
     )
 
@@ -66,7 +65,6 @@ FAMILY = {
     "rings-64": ring(64, 64, 64, 64),
     "rings-96": ring(96, 96, 96, 96, hidden=96),
     "rings-128": ring(128, 128, 128, 128, hidden=128),
-    "rings-128-fine": ring(128, 128, 128, 128, hidden=128, stride=2),
     "rings-192": ring(192, 192, 192, 192, hidden=128),
     "separable": dataclasses.replace(BASE, stride=1, separable=True, aligned=False, hidden=32),
 }

@@ -30,10 +30,10 @@ def network_config(config: TrainConfig) -> NetworkConfig:
     )
     if config.network == "resnet18":
         return ResNetConfig(bins=bins, targets=config.targets, temperature=config.temperature)
-    fields = ["stem_channels", "channels", "hidden", "stride"]
+    fields = ["stem_channels", "channels", "hidden"]
     if config.network == "rings":
         return RingNetConfig.for_bins(bins, **{name: getattr(config, name) for name in fields})
-    fields += ["separable", "aligned"]
+    fields += ["stride", "separable", "aligned"]
     return PolarNetConfig.for_bins(bins, **{name: getattr(config, name) for name in fields})
 
 

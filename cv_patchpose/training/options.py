@@ -159,7 +159,7 @@ class TrainConfig:
         stem_channels: first convolution's channels.
         channels: channels of the convolutions that follow it.
         hidden: width of the heads.
-        stride: rings and directions of the patches per bin.
+        stride: rings and directions of polar's patches per bin.
         separable: polar's 3 x 3 convolutions are one per channel, followed by 1 x 1.
         aligned: polar's orientation is also read from rows aligned by the scale.
         init: checkpoint whose weights to begin with, None for random ones.

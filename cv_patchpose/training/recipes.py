@@ -33,7 +33,6 @@ RINGS = TrainConfig(
     network="rings",
     stem_channels=64,
     channels=(64, 64, 64),
-    stride=1,
     aligned=False,
     sigma_deg=4.0,
     sigma_octaves=0.1,

@@ -20,7 +20,9 @@ from cv_patchpose.grids import PolarGrid
 from cv_patchpose.histograms import PoseBins
 from cv_patchpose.training.polar import STANDARD_OCTAVES, CircularConv1d, activation
 
-KERNEL = 3
+SECTOR = 5  # directions that the first convolution sees
+KERNEL = 3  # of the others
+HALO = (SECTOR + KERNEL) // 2 - 1
 ROWS_MULTIPLE = 8  # what ONNX Runtime's convolutions are fast on
 
 
@@ -35,7 +37,6 @@ class RingNetConfig:
         channels: at least two; channels of the following convolutions, each of which reaches
             three times as far around the circle as the one before.
         hidden: width of what is known of the whole patch, from which the scale is read.
-        stride: of the first convolution: rings and directions of the grid per bin.
     """
 
     grid: PolarGrid = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=3)
@@ -43,15 +44,13 @@ class RingNetConfig:
     stem_channels: int = 64
     channels: tuple[int, ...] = (64, 64, 64)
     hidden: int = 64
-    stride: int = 1
 
     def __post_init__(self) -> None:
         """Check that the grid gives the first convolution its columns."""
-        columns, halo = self.stride * self.bins.orientation, 3 * self.stride
-        if (self.grid.columns, self.grid.halo) != (columns, halo):
+        if (self.grid.columns, self.grid.halo) != (self.bins.orientation, HALO):
             raise ValueError(
-                f"grid: expected {columns} columns and a halo of {halo}, got {self.grid.columns} "
-                f"and {self.grid.halo}"
+                f"grid: expected {self.bins.orientation} columns and a halo of {HALO}, got "
+                f"{self.grid.columns} and {self.grid.halo}"
             )
         if len(self.channels) < 2:
             raise ValueError(f"channels: expected at least two, got {self.channels!r}")
@@ -62,23 +61,22 @@ class RingNetConfig:
             )
 
     @classmethod
-    def for_bins(cls, bins: PoseBins, *, stride: int = 1, **shape: Any) -> RingNetConfig:
+    def for_bins(cls, bins: PoseBins, **shape: Any) -> RingNetConfig:
         """Choose the grid that bins ask for; its rings begin at 1/90 of the radius or within.
 
         Args:
             bins: of the output.
-            stride: field of the same name.
             shape: the other fields.
         """
-        rows_per_octave = max(1, round(stride * bins.scale_per_octave))
+        rows_per_octave = max(1, round(bins.scale_per_octave))
         least = round(STANDARD_OCTAVES * rows_per_octave) + 1
         grid = PolarGrid(
             rows=-(-least // ROWS_MULTIPLE) * ROWS_MULTIPLE,
-            columns=stride * bins.orientation,
+            columns=bins.orientation,
             rows_per_octave=rows_per_octave,
-            halo=3 * stride,
+            halo=HALO,
         )
-        return cls(grid, bins, stride=stride, **shape)
+        return cls(grid, bins, **shape)
 
 
 class RingNet(nn.Module):
@@ -92,10 +90,10 @@ class RingNet(nn.Module):
     def __init__(self, config: RingNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or RingNetConfig()
-        stride, hidden, width = config.stride, config.hidden, config.stem_channels
+        hidden, width = config.hidden, config.stem_channels
         first = config.channels[0]
         self.stem = nn.Sequential(  # within the halo: wrapping around costs time
-            nn.Conv2d(config.grid.rows, width, (1, 4 * stride + 1), stride=(1, stride)),
+            nn.Conv2d(config.grid.rows, width, (1, SECTOR)),
             *activation(width),
             nn.Conv2d(width, first, (1, KERNEL)),
             *activation(first),
