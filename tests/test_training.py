@@ -481,34 +481,14 @@ def test_a_teacher_reads_windows_of_several_sizes(toy_model):
     place, window, unknown = np.array([[120.0, 120.0]]), np.array([110.0]), np.array([np.inf])
     peaks = []
     for octaves in ((0.0,), (1 / 3,), (-1 / 3,), (-1 / 3, 0.0, 1 / 3)):
-        teacher = Teacher([toy_model], PoseBins(), octaves)
+        teacher = Teacher(toy_model, PoseBins(), octaves)
         found = teacher.histograms(build_pyramid(image), place, window, unknown)
         assert found.scale.sum() == pytest.approx(1, abs=1e-5)
         assert found.orientation.sum() == pytest.approx(1, abs=1e-5)
         peaks.append(int(found.scale.argmax()))
     assert len(set(peaks)) == 1
     with pytest.raises(ValueError, match="teacher_octaves: expected whole scale bins"):
-        Teacher([toy_model], PoseBins(), (0.2,))
-
-
-def test_several_teachers_tell_their_average(toy_model, write_model):
-    softer = write_model(contrast=3.0)
-    place, window, unknown = np.array([[120.0, 130.0]]), np.array([110.0]), np.array([np.inf])
-    pyramid = build_pyramid(np.random.default_rng(0).integers(0, 255, (240, 240), np.uint8))
-
-    def ask(*models):
-        return Teacher(models, PoseBins()).histograms(pyramid, place, window, unknown)
-
-    one, other, both = ask(toy_model), ask(softer), ask(toy_model, softer)
-    assert np.abs(one.orientation - other.orientation).max() > 0.01
-    for name in ("scale", "orientation"):
-        mean = (getattr(one, name) + getattr(other, name)) / 2
-        np.testing.assert_allclose(getattr(both, name), mean, atol=1e-6)
-
-
-def test_teachers_must_agree_on_the_scale(toy_model, write_model):
-    with pytest.raises(ValueError, match="teacher: expected models whose scale 1 differs by at"):
-        Teacher([toy_model, write_model(scale_offset_octaves=1.5)], PoseBins())
+        Teacher(toy_model, PoseBins(), (0.2,))
 
 
 def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):

@@ -29,7 +29,7 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--workers": ("workers", int, "processes that make batches instead; 0: none"),
     "--loss": ("loss", str, "overlap or alignment"),
     "--init": ("init", str, "checkpoint to begin with"),
-    "--teacher": ("teacher", str, "models to imitate too, by name or ONNX file: A,B"),
+    "--teacher": ("teacher", str, "model to imitate too, by name or ONNX file"),
 }
 
 

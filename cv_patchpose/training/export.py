@@ -226,9 +226,5 @@ def _training_notes(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
     """Keep the names of files that a run began with, not where they lay."""
-    names = {
-        k: ",".join(Path(name).name for name in recipe[k].split(","))
-        for k in ("init", "teacher")
-        if recipe.get(k)
-    }
+    names = {k: Path(recipe[k]).name for k in ("init", "teacher") if recipe.get(k)}
     return {**recipe, **names}

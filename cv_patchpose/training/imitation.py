@@ -1,9 +1,7 @@
-"""Trained models as the teachers of a smaller network."""
+"""A trained model as the teacher of a smaller network."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,15 +14,16 @@ from cv_patchpose.patches import ImagePyramid, sample_patches
 
 
 class Teacher:
-    """Tells the histograms that models find, averaged over them and windows of several sizes.
+    """Tells the histograms that a model finds, averaged over windows of several sizes.
 
-    What one model or window leaves open another may decide, at a cost that only the training
-    bears. Of a window wider by some octaves the scale histogram comes moved down by as many, and
-    is moved back before the average.
+    What one window leaves open another may decide, at a cost that only the training bears. Of
+    a window wider by some octaves the scale histogram comes moved down by as many, and is moved
+    back before the average. Only windows of one model are averaged: which direction of a patch
+    counts as 0 each model has learned for itself, unless one was trained from the other.
 
     Args:
-        models: names of bundled models or paths of ONNX files.
-        bins: of the network that learns, which must be those of the models.
+        model: name of a bundled model or path of an ONNX file.
+        bins: of the network that learns, which must be the model's.
         octaves: log2 of the windows over those of the pupil; each a whole number of scale bins.
 
     Raises:
@@ -36,24 +35,16 @@ class Teacher:
     """
 
     def __init__(
-        self, models: Sequence[Path | str], bins: PoseBins, octaves: Sequence[float] = (0.0,)
+        self, model: Path | str, bins: PoseBins, octaves: Sequence[float] = (0.0,)
     ) -> None:
         # One thread: the producers of views, which ask, are threads already.
-        self._estimators = [PoseEstimator(model, num_threads=1) for model in models]
-        zeros = []
-        for metadata in (estimator.metadata for estimator in self._estimators):
-            if metadata.bins != bins or metadata.color:
-                raise ValueError(
-                    f"teacher: expected a model of grey patches with {bins}, got {metadata.bins}"
-                    f"{' of colour patches' if metadata.color else ''}"
-                )
-            zeros.append(metadata.scale_offset_octaves - math.log2(metadata.magnification))
-        if np.ptp(zeros) > 0.5 / bins.scale_per_octave:
+        self._estimator = PoseEstimator(model, num_threads=1)
+        metadata = self._estimator.metadata
+        if metadata.bins != bins or metadata.color:
             raise ValueError(
-                "teacher: expected models whose scale 1 differs by at most half a bin, got "
-                f"{', '.join(f'{zero:.2f}' for zero in zeros)} octaves"
+                f"teacher: expected a model of grey patches with {bins}, got {metadata.bins}"
+                f"{' of colour patches' if metadata.color else ''}"
             )
-        self._bins = bins
         self._shifts = [round(octave * bins.scale_per_octave) for octave in octaves]
         if not np.allclose(self._shifts, np.multiply(octaves, bins.scale_per_octave), atol=0.01):
             raise ValueError(f"teacher_octaves: expected whole scale bins, got {tuple(octaves)}")
@@ -73,26 +64,27 @@ class Teacher:
             window_px: (N,) windows of the pupil.
             scale_sigma: (N,) octaves, how well the scale is known beforehand.
         """
-        log_prior = log_scale_prior(scale_sigma, self._bins)
-        scale = np.zeros((len(xy_px), self._bins.scale), np.float32)
-        orientation = np.zeros((len(xy_px), self._bins.orientation), np.float32)
-        for estimator, shift in itertools.product(self._estimators, self._shifts):
-            metadata = estimator.metadata
+        metadata = self._estimator.metadata
+        log_prior = log_scale_prior(scale_sigma, metadata.bins)
+        scale = np.zeros((len(xy_px), metadata.bins.scale), np.float32)
+        orientation = np.zeros((len(xy_px), metadata.bins.orientation), np.float32)
+        for shift in self._shifts:
             patches = sample_patches(
                 pyramid,
                 xy_px,
-                window_px * 2.0 ** (shift / self._bins.scale_per_octave),
+                window_px * 2.0 ** (shift / metadata.bins.scale_per_octave),
                 np.zeros(len(xy_px)),
                 metadata.grid,
                 standardize=metadata.standardize,
                 num_threads=1,
             )
-            found = estimator.histograms(patches, move_bins(log_prior, -shift, -np.inf))
+            found = self._estimator.histograms(patches, move_bins(log_prior, -shift, -np.inf))
             scale += move_bins(found.scale, shift, 0.0)
             orientation += found.orientation
         total = np.maximum(scale.sum(1, keepdims=True), np.finfo(np.float32).tiny)
-        told = np.float32(len(self._estimators) * len(self._shifts))
-        return PoseHistograms(scale=scale / total, orientation=orientation / told)
+        return PoseHistograms(
+            scale=scale / total, orientation=orientation / np.float32(len(self._shifts))
+        )
 
 
 def move_bins(values: NDArray[np.float32], bins: int, outside: float) -> NDArray[np.float32]:
