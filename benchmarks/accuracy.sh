@@ -15,14 +15,14 @@ measure() { # output benchmark folder option...
     cv-patchpose evaluate "$2" "$3" --no-cache --peer-weights "$weights" --jobs 2 -o "$results/$1.json" "${@:4}"
 }
 
-rows=detector,detector-all,upright,polar,polar:2,polar-small
+rows=detector,detector-all,upright,polar,polar:2,polar-large
 measure matching homography-matching "$pairs" --methods $rows
 measure matching-turned homography-matching "$pairs" --methods $rows --rotate 60
-corners=(--methods upright,polar,polar@angle,polar-small --detector harris --min-zoom-change 1.3333)
+corners=(--methods upright,polar,polar@angle,polar-large --detector harris --min-zoom-change 1.3333)
 measure corners homography-matching "$pairs" "${corners[@]}"
 measure corners-turned homography-matching "$pairs" "${corners[@]}" --rotate 60
-measure pose-fixed homography-pose "$pairs" --methods identity,detector,orinet,polar,polar-small
+measure pose-fixed homography-pose "$pairs" --methods identity,detector,orinet,polar,polar-large
 measure pose-repeated homography-pose "$pairs" --points repeated --rotate 60 \
-    --methods identity,detector,gradient-histogram,orinet,polar,polar-small
+    --methods identity,detector,gradient-histogram,orinet,polar,polar-large
 measure clean patchpose "$held_out" --images 100 \
-    --methods identity,gradient-histogram,orinet,polar,polar-small
+    --methods identity,gradient-histogram,orinet,polar,polar-large

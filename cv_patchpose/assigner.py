@@ -38,8 +38,8 @@ class PatchPoseAssigner:
     Can be pickled. Not changed by use: one object serves any number of images and threads.
 
     Args:
-        model: "polar", "polar-small" (half the time, a little less accurate) or the path of an
-            exported ONNX file.
+        model: "polar"; "polar-large", a little more accurate at several times the cost;
+            "resnet18", the network of the paper; or the path of an exported ONNX file.
         descriptor: What the keypoints are described with: the name of an OpenCV descriptor, or a
             cv2 extractor object, whose settings are read; see `descriptors.rule_for`.
         detector: What found the keypoints: one of `detectors.DETECTORS` or a cv2 detector object,

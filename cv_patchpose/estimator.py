@@ -18,7 +18,7 @@ from cv_patchpose.errors import ModelError
 from cv_patchpose.histograms import PoseHistograms
 from cv_patchpose.metadata import ModelMetadata, read_metadata
 
-BUNDLED_MODELS = ("polar", "polar-small")
+BUNDLED_MODELS = ("polar", "polar-large", "resnet18")
 ENGINES = ("onnxruntime", "opencv")
 
 _BATCH = 256  # fits a processor's caches

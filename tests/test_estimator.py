@@ -265,7 +265,7 @@ class TestBadFiles:
     def test_missing(self, tmp_path):
         path = tmp_path / "none.onnx"
         names = ", ".join(BUNDLED_MODELS)
-        for model in (path, "resnet18"):
+        for model in (path, "vgg"):
             message = f"{model}: expected a model bundled with this version ({names}) or the path"
             with pytest.raises(ModelError, match=re.escape(message)):
                 PoseEstimator(model)
