@@ -1,7 +1,7 @@
 """Measure trained networks with PyTorch on a GPU: patches per second, copies to and fro included.
 
-Give folders of training runs, or checkpoints. ONNX Runtime's own figures come from bench_cost.py
-where onnxruntime-gpu is installed; PyTorch's need nothing more than training did.
+Give folders of training runs, or checkpoints. PyTorch stands in for ONNX Runtime here: it needs
+nothing more than training did.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.files import write_file
 from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, network_of, shape_of
 
@@ -21,7 +22,7 @@ REPEATS = 9
 
 
 def measure(network: torch.nn.Module, patches: torch.Tensor, prior: torch.Tensor, copies: bool):
-    """Time one batch, seconds: median and spread (half the interquartile range)."""
+    """Time one batch, seconds: median and interquartile range."""
     given = (patches, prior) if copies else (patches.cuda(), prior.cuda())
     times = []
     for _ in range(REPEATS + 3):
@@ -34,7 +35,7 @@ def measure(network: torch.nn.Module, patches: torch.Tensor, prior: torch.Tensor
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     quartiles = statistics.quantiles(times[3:], n=4)
-    return quartiles[1], (quartiles[2] - quartiles[0]) / 2
+    return quartiles[1], quartiles[2] - quartiles[0]
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
                         "batch": batch,
                         "copies": copies,
                         "ms": 1000 * median,
-                        "spread_ms": 1000 * spread,
+                        "iqr_ms": 1000 * spread,
                         "patches_per_second": batch / median,
                     }
                 )
@@ -75,8 +76,8 @@ def main() -> None:
     content = {
         "benchmark": "gpu",
         "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
         "rows": rows,
+        "environment": describe_environment(),
     }
     write_file(options.output, (json.dumps(content, indent=1) + "\n").encode())
 

@@ -138,7 +138,7 @@ def taught_by(batch: Batch) -> Logits:
 def has_bfloat16(device: torch.device) -> bool:
     """Say whether a device computes in bfloat16; False where PyTorch cannot tell."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
