@@ -25,7 +25,10 @@ from cv_patchpose.training.curves import draw_curves
 from cv_patchpose.training.log import read_rows
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PEERS = ("identity", "sift-at-point", "orinet", "affnet", "polar")
+PEERS = (
+    *("identity", "sift-at-point", "orinet", "affnet", "orinet+affnet"),
+    *("polar", "polar-large"),
+)
 
 
 class Measuring:

@@ -42,6 +42,7 @@ PAPER_BINS: dict[tuple[int, int], Figures] = {
 }
 OURS = {
     "polar": "**ours, `polar`, as shipped**",
+    "polar-large": "ours, `polar-large`, as shipped",
     "paper": "ResNet-18 pair, the paper's recipe",
     "pairs": "ResNet-18 pair, recipe `pairs`",
     "views": "ResNet-18 pair, recipe `views`",
@@ -51,6 +52,7 @@ TITLES = {
     "sift-at-point": "SIFT's rules at the point",
     "orinet": "OriNet",
     "affnet": "AffNet",
+    "orinet+affnet": "OriNet after AffNet",
     **OURS,
 }
 
@@ -175,7 +177,7 @@ def _table_1(results: Results) -> str:
     names = [name for name in TITLES if name in results["patchpose-A"]]
     left, right = [], []
     for name in names:
-        of = "paper" if name in PAIRS or name == "polar" else name
+        of = "paper" if name in PAIRS or name.startswith("polar") else name
         printed = PAPER_TABLE_1["PatchPose"].get(of, nothing)
         rows = {"": _patchpose(results, name)}
         if name in OURS:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-PEERS = ("identity", "sift-at-point", "orinet", "affnet", "polar")
+PEERS = (
+    *("identity", "sift-at-point", "orinet", "affnet", "orinet+affnet"),
+    *("polar", "polar-large"),
+)
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_the_page_answers_by_the_figures(page):
     assert "ResNet-18, orientation: yes; ResNet-18, scale: yes; polar, orientation: no" in text
     assert "ResNet-18, orientation, 36 to 72 bins: 60.0 to 20.0" in text
     assert "what the leak is worth | +2.5 +2.5 | +2.5 +2.5" in text
-    assert "PatchPose, fullest bin, 10 degrees | -47.9 | +0.0 | -47.9 | -47.9" in text
+    assert "PatchPose, fullest bin, 10 degrees | -47.9 | -47.9 | +0.0 | -47.9 | -47.9" in text
     assert "polar, clean views: overlap - the paper's loss | +3.0 | +3.0" in text
     assert "polar, loss overlap: spoilt views - clean views | -3.0 | -3.0" in text
     assert "900 of 1,000, cut off" in text
