@@ -30,11 +30,13 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--loss": ("loss", str, "overlap or alignment"),
     "--init": ("init", str, "checkpoint to begin with"),
     "--teacher": ("teacher", str, "model to imitate too, by name or ONNX file"),
+    "--teacher-weight": ("teacher_weight", float, "of imitation beside the loss of pairs"),
 }
 
 
 # The same of SynthesisConfig.
 _VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
+    "--magnification": ("magnification", float, "window of a blob over its size"),
     "--clean": ("clean", float, "chance that the views of a keypoint are not spoilt"),
 }
 
