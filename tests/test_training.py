@@ -461,11 +461,20 @@ def test_a_pupil_learns_what_its_teacher_says(texture_folder, tmp_path):
     def divergence():
         with torch.no_grad():
             logits = run_network(trainer.network, batch, trainer.shape.bins)
-            return float(imitation_loss(logits, taught_by(batch)))
+            return float(imitation_loss(logits, taught_by(batch, config.teacher_targets)))
 
     before = divergence()
     trainer.train()
     assert divergence() < 0.7 * before
+
+
+def test_of_a_teacher_one_histogram_may_be_imitated():
+    taught = np.full((2, 2, 13), 1 / 13, np.float32), np.full((2, 2, 36), 1 / 36, np.float32)
+    batch = dataclasses.replace(known_batch(), taught_scale=taught[0], taught_orientation=taught[1])
+    right, wrong = torch.zeros(2, 2, 36), 5 * torch.randn(2, 2, 13)
+    logits = Logits(scale=wrong, orientation=right)
+    assert float(imitation_loss(logits, taught_by(batch, ["orientation"]))) == pytest.approx(0)
+    assert float(imitation_loss(logits, taught_by(batch, ["scale", "orientation"]))) > 0.5
 
 
 def test_a_teacher_of_other_bins_is_refused(texture_folder, tmp_path):

@@ -66,7 +66,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 def config_of(state: dict[str, Any]) -> TrainConfig:
     """Read the options of a run; those that it does not know have their defaults."""
     entry = dict(state["train_config"])
-    for name in ("channels", "targets"):
+    for name in ("channels", "targets", "teacher_targets"):
         if name in entry:
             entry[name] = tuple(entry[name])
     return TrainConfig(synthesis=SynthesisConfig(**entry.pop("synthesis")), **entry)

@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", help=f"set of options, the first of a network its default ({names})"
     )
     parser.add_argument(
+        "--teacher-target",
+        choices=("orientation", "scale", "both"),
+        help="what is imitated of the teacher (both)",
+    )
+    parser.add_argument(
         "--target", choices=("orientation", "scale", "both"), help="what resnet18 learns (both)"
     )
     for option, (field, kind, text) in (_OPTIONS | _VIEW_OPTIONS).items():
@@ -79,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
     from cv_patchpose.training.trainer import Trainer
 
     given, views = _given(args, _OPTIONS), _given(args, _VIEW_OPTIONS)
-    if args.target:
-        given["targets"] = TARGETS if args.target == "both" else (args.target,)
+    for field, target in (("targets", args.target), ("teacher_targets", args.teacher_target)):
+        if target:
+            given[field] = TARGETS if target == "both" else (target,)
     if "budget_minutes" in given:
         given.setdefault("budget_keypoints", None)
     base = _base_config(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -129,10 +130,15 @@ def imitation_loss(logits: Logits, taught: Logits) -> Tensor:
     return torch.stack([loss.sum(-1).mean() for loss in losses]).sum()
 
 
-def taught_by(batch: Batch) -> Logits:
-    """Read what a teacher told of a batch."""
-    told = batch.taught_scale, batch.taught_orientation
-    return Logits(*(None if values is None else torch.from_numpy(values) for values in told))
+def taught_by(batch: Batch, targets: Collection[str]) -> Logits:
+    """Read what a teacher told of a batch about some targets."""
+    told = {"scale": batch.taught_scale, "orientation": batch.taught_orientation}
+    return Logits(
+        **{
+            name: None if values is None or name not in targets else torch.from_numpy(values)
+            for name, values in told.items()
+        }
+    )
 
 
 def has_bfloat16(device: torch.device) -> bool:

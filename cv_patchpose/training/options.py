@@ -167,6 +167,7 @@ class TrainConfig:
         teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
             size over the network's.
         teacher_weight: of imitation, beside the loss of pairs.
+        teacher_targets: histograms to imitate, "orientation", "scale" or both.
         synthesis: ranges of the synthesis.
 
     Raises:
@@ -215,6 +216,7 @@ class TrainConfig:
     teacher: str | None = None
     teacher_octaves: tuple[float, ...] = (0.0,)
     teacher_weight: float = 1.0
+    teacher_targets: tuple[str, ...] = TARGETS
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
 
     def __post_init__(self) -> None:
@@ -258,7 +260,10 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "optimizer": _one_of(OPTIMIZERS),
     "schedule": _one_of(SCHEDULES),
     "device": _one_of(("auto", "cpu", "cuda")),
-    "targets": (f"some of {', '.join(TARGETS)}", lambda v: len(v) > 0 and set(v) <= set(TARGETS)),
+    "targets teacher_targets": (
+        f"some of {', '.join(TARGETS)}",
+        lambda v: len(v) > 0 and set(v) <= set(TARGETS),
+    ),
     "temperature": _POSITIVE,
     "largest_gradient": ("None or a number > 0", lambda v: v is None or _POSITIVE[1](v)),
     "orientation_bins scale_bins": _whole(3),

@@ -230,7 +230,8 @@ class Trainer:
         scale_loss, orientation_loss = self.loss(logits, batch)
         loss = orientation_loss + self.config.scale_weight * scale_loss
         if self.config.teacher:
-            loss = loss + self.config.teacher_weight * imitation_loss(logits, taught_by(batch))
+            taught = taught_by(batch, self.config.teacher_targets)
+            loss = loss + self.config.teacher_weight * imitation_loss(logits, taught)
         self.optimizer.zero_grad()
         loss.backward()
         if self.config.largest_gradient is not None:
