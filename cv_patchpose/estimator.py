@@ -6,6 +6,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from cv_patchpose.metadata import ModelMetadata, read_metadata
 BUNDLED_MODELS = ("polar", "polar-large", "resnet18")
 ENGINES = ("onnxruntime", "opencv")
 
-_BATCH = 256  # fits a processor's caches
+_BATCH = 64  # whose features fit a processor's caches
 _GPU_BATCH = 4096  # fills a GPU
 _OUTPUTS = ("scale", "orientation")
 _CPU_PROVIDER = "CPUExecutionProvider"
@@ -38,7 +39,8 @@ _LOG = logging.getLogger(__name__)
 
 class _Engine(Protocol):
     providers: tuple[str, ...]
-    batch: int
+    batch: int  # patches of one run
+    num_threads: int  # runs at once
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch, from inputs by name."""
@@ -62,7 +64,8 @@ class PoseEstimator:
         providers: Execution providers of ONNX Runtime in order of preference, for example
             ["CUDAExecutionProvider"]; those that are not available are left out, and the CPU is
             always the last one. None: the CPU.
-        num_threads: Of ONNX Runtime; None: cv2.getNumThreads(). cv2.dnn has OpenCV's.
+        num_threads: Batches that ONNX Runtime works on at once; None: cv2.getNumThreads(). cv2.dnn
+            has OpenCV's threads.
 
     Raises:
         ModelError: The model is missing, foreign or broken.
@@ -115,11 +118,22 @@ class PoseEstimator:
             inputs["log_prior"] = log_prior
         scale = np.empty((len(patches), bins.scale), np.float32)
         orientation = np.empty((len(patches), bins.orientation), np.float32)
-        for first in range(0, len(patches), self.batch):
-            batch = slice(first, first + self.batch)
+
+        def estimate(first: int) -> None:
+            batch = slice(first, first + self._engine.batch)
             scale[batch], orientation[batch] = self._engine.run(
                 {k: np.ascontiguousarray(v[batch], np.float32) for k, v in inputs.items()}
             )
+
+        firsts = range(0, len(patches), self._engine.batch)
+        threads = min(self._engine.num_threads, len(firsts))
+        if threads < 2:
+            for first in firsts:
+                estimate(first)
+        else:
+            # A batch to a thread: a small network scales better so than by threads inside it.
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(estimate, firsts))
         return PoseHistograms(scale=scale, orientation=orientation)
 
     @property
@@ -129,8 +143,8 @@ class PoseEstimator:
 
     @property
     def batch(self) -> int:
-        """Patches that the engine is given at once."""
-        return self._engine.batch
+        """Patches that keep all threads busy, or the GPU."""
+        return self._engine.batch * self._engine.num_threads
 
     def _open(self) -> None:
         self.engine = _choose_engine(self._settings["engine"])
@@ -252,9 +266,7 @@ class _RuntimeEngine:
         for name in set(providers) - set(available):
             _LOG.warning("the execution provider %s is not available", name)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or cv2.getNumThreads()
-        # Idle threads would otherwise go on spinning while the sampler needs the processor.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = 1
         chosen = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in usable]
         self._session = onnxruntime.InferenceSession(
             model, options, providers=[*chosen, _CPU_PROVIDER]
@@ -262,6 +274,7 @@ class _RuntimeEngine:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._on_gpu = not _GPU_PROVIDERS.isdisjoint(self.providers)
         self.batch = _GPU_BATCH if self._on_gpu else _BATCH
+        self.num_threads = 1 if self._on_gpu else num_threads or cv2.getNumThreads()
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch, from inputs by name."""
@@ -288,6 +301,7 @@ class _OpenCVEngine:
     """OpenCV's own network engine."""
 
     batch = _BATCH
+    num_threads = 1  # of ours; it has OpenCV's
 
     def __init__(self, model: bytes) -> None:
         self._lock = threading.Lock()  # the network holds its input and its outputs

@@ -68,7 +68,7 @@ def test_patches_are_sampled_in_chunks(assigner):
 
 def test_chunks_change_nothing(monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (100, 100), np.uint8)
-    points, assigner = keypoints(70, 100), PatchPoseAssigner(top_k=2)
+    points, assigner = keypoints(70, 100), PatchPoseAssigner(top_k=2, num_threads=1)
     whole = assigner.estimate(image, points)
     monkeypatch.setattr("cv_patchpose.assigner._CHUNK", 32)
     monkeypatch.setattr(assigner.estimator._engine, "batch", 32)
