@@ -151,6 +151,15 @@ class TestChoice:
             assert asked.providers == ("CPUExecutionProvider",)
             assert "CUDAExecutionProvider is not available" in caplog.text
 
+    def test_batches_on_several_threads_change_nothing(self):
+        pytest.importorskip("onnxruntime")
+        one, several = PoseEstimator(num_threads=1), PoseEstimator(num_threads=3)
+        assert several.batch == 3 * one.batch
+        patches = np.random.default_rng(0).standard_normal((500, *one.metadata.patch_shape))
+        found, expected = (e.histograms(patches.astype(np.float32)) for e in (several, one))
+        np.testing.assert_array_equal(found.scale, expected.scale)
+        np.testing.assert_array_equal(found.orientation, expected.orientation)
+
     def test_a_gpu_gets_large_batches_bound_to_it(self, toy_model, monkeypatch):
         """The path of a GPU, on the processor: the binding is the same for both."""
         onnxruntime = pytest.importorskip("onnxruntime")
