@@ -94,8 +94,8 @@ def format_all(report: dict) -> str:
     parts = [
         head,
         f"In a fresh interpreter, CPU time: `import cv_patchpose` {start['import_ms']:.0f} ms on "
-        f"top of NumPy and OpenCV; the first `assign`, ONNX Runtime's import included, "
-        f"{start['first_assign_ms']:.0f} ms more.",
+        f"top of the {start['numpy_cv2_ms']:.0f} ms of NumPy and OpenCV; the first `assign`, ONNX "
+        f"Runtime's import included, {start['first_assign_ms']:.0f} ms more.",
     ]
     for group in TITLES:
         of_group = [row for row in rows if row["group"] == group]
