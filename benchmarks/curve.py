@@ -26,6 +26,7 @@ from cv_patchpose.patches import build_pyramid, sample_patches
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 KEYPOINTS = 2048
+TICKS = (10, 20, 50, 100, 200, 500, 1000)  # us
 MEASURES = {
     "matching": ("homography-matching", ()),
     "turned": ("homography-matching", ("--rotate", "60")),
@@ -100,7 +101,10 @@ def draw(rows: list[dict], path: Path) -> None:
             place = (row["us_per_keypoint"], row[column])
             axis.annotate(row["model"], place, xytext=(4, 4), textcoords="offset points", size=7)
         axis.set(xscale="log", xlabel="us a keypoint, sampling and network", title=column)
-        axis.grid(alpha=0.3, which="both")
+        axis.minorticks_off()
+        axis.set_xticks(TICKS, labels=map(str, TICKS))
+        axis.set_xlim(TICKS[0], TICKS[-1])
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
