@@ -87,6 +87,8 @@ class RingNet(nn.Module):
     Source: ours; the histograms are those of Lee, Jeong, Cho, BMVC 2021, eq. 1.
     """
 
+    around: Tensor
+
     def __init__(self, config: RingNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or RingNetConfig()
@@ -113,6 +115,9 @@ class RingNet(nn.Module):
         self.condition = nn.Conv2d(hidden, width, 1)
         self.scale = nn.Conv2d(hidden, config.bins.scale, 1)
         self.orientation = nn.Conv2d(width, 1, 1)
+        # cv2.dnn adds to a convolution only what has its shape, and forgets that an expansion of
+        # one batch is not that of the next.
+        self.register_buffer("around", torch.ones(1, 1, 1, config.bins.orientation), False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -137,8 +142,7 @@ class RingNet(nn.Module):
             features = _rectify(layer(features), features)
         pooled = torch.cat((features.mean(-1, keepdim=True), features.amax(-1, keepdim=True)), 1)
         context = self.context(pooled)
-        # Spread out by hand: cv2.dnn adds to a convolution only what has its shape.
-        condition = self.condition(context).expand(-1, -1, -1, self.config.bins.orientation)
+        condition = self.condition(context) * self.around
         features = _rectify(self.layers[-1](features) + condition, features)
         return self.scale(context).flatten(1), self.orientation(features).flatten(1)
 
