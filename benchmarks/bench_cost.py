@@ -59,7 +59,7 @@ print(1e3 * (begin - start), 1e3 * (imported - begin), 1e3 * (time.process_time(
 
 def measure_start(repeats: int) -> dict[str, float]:
     """Measure CPU time, ms, in fresh interpreters: imports, and the first assign."""
-    command = [sys.executable, "-c", START]
+    command = [sys.executable, "-P", "-c", START]
     # With compiled files in place, as after an installation: the first run may write them.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     runs = [
