@@ -148,7 +148,7 @@ def main() -> None:
         "benchmark": "curve",
         "quick": options.quick,
         "rows": rows,
-        "times": {Path(name).stem if "/" in name else name: t for name, t in times.items()},
+        "times": {Path(n).stem if n.endswith(".onnx") else n: t for n, t in times.items()},
         "environment": describe_environment(),
     }
     write_file(DOCS / "results/curve.json", (json.dumps(report, indent=1) + "\n").encode())

@@ -53,6 +53,16 @@ def test_a_budget_in_minutes_replaces_one_in_keypoints(texture_folder, run):
     assert call("train", texture_folder, "-o", run, "--resume", "--minutes", 1e-9) == 0
 
 
+def test_rings_learn_one_histogram_of_a_teacher(texture_folder, tmp_path):
+    taught = ("--teacher", "polar", "--teacher-weight", 2, "--teacher-target", "orientation")
+    options = ("--network", "rings", "--magnification", 21, *taught)
+    assert call("train", texture_folder, "-o", tmp_path / "run", *TINY, *options) == 0
+    config = load_checkpoint(tmp_path / "run/checkpoint.pt")["train_config"]
+    assert (config["network"], config["teacher"], config["teacher_weight"]) == ("rings", "polar", 2)
+    assert tuple(config["teacher_targets"]) == ("orientation",)
+    assert config["synthesis"]["magnification"] == 21
+
+
 def test_resume_refuses_another_seed_and_nothing_to_resume(texture_folder, run, tmp_path, capsys):
     message = fails(capsys, "train", texture_folder, "-o", run, "--resume", "--seed", 4)
     assert "seed: expected 3 as in" in message
