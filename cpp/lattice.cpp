@@ -12,7 +12,8 @@
 namespace patchpose {
 namespace {
 
-// Samples that pass through the three loops at a time; their buffers stay in the nearest cache.
+// Samples that pass through the three loops at a time, of several rings where they are short; their
+// buffers stay in the nearest cache.
 constexpr int kBlock = 256;
 
 // The left and the right pixel of a sample are kept in 32-bit words, whatever their type, so that
@@ -97,6 +98,8 @@ inline float clamp_to(float value, float last) {
   return positive < last ? positive : last;
 }
 
+constexpr int padded_count(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
 template <class T, int kChannels>
 void sample_lattice(const Lattice& lattice, float* out) {
   using Pixels = Pair<T, kChannels>;
@@ -109,34 +112,52 @@ void sample_lattice(const Lattice& lattice, float* out) {
   alignas(64) Words upper[Pixels::kWords], lower[Pixels::kWords];
   alignas(64) float values[kBlock];  // results, where whole vectors would not fit the output
 
-  for (int first = 0; first < at.count; first += kBlock) {
-    const int count = at.count - first < kBlock ? at.count - first : kBlock;
-    const int padded = (count + kLanes - 1) / kLanes * kLanes;
-    const float* const u = at.u + first;
-    const float* const v = at.v + first;
-    for (int j = 0; j < padded; ++j) {
-      const float x = clamp_to(at.x + (at.xu * u[j] + at.xv * v[j]), at.last_x);
-      const float y = clamp_to(at.y + (at.yu * u[j] + at.yv * v[j]), at.last_y);
-      const std::int32_t column = std::int32_t(x);
-      const std::int32_t line = std::int32_t(y);
-      weight_x[j] = x - float(column);
-      weight_y[j] = y - float(line);
-      offset[j] = line * row + column * kPixelBytes;
-    }
+  const std::int64_t plane = std::int64_t(at.rings) * at.count;
+  const bool whole = at.count % kLanes == 0;  // rings leave no gaps in the buffers
+
+  int ring = 0, first = 0;  // the next sample
+  while (ring < at.rings) {
+    float* const block = out + std::int64_t(ring) * at.count + first;
+    int filled = 0, pieces = 0;
+    int piece[kBlock / kLanes];  // samples of one ring
+    do {
+      const int left = at.count - first;
+      const int count = left < kBlock - filled ? left : kBlock - filled;
+      const int padded = padded_count(count);
+      const float* const u = at.u + first;
+      const float* const v = at.v + first;
+      const float right = at.spacing[ring] * at.right, down = at.spacing[ring] * at.down;
+      for (int j = 0; j < padded; ++j) {
+        const float x = clamp_to(at.x + (right * u[j] - down * v[j]), at.last_x);
+        const float y = clamp_to(at.y + (down * u[j] + right * v[j]), at.last_y);
+        const std::int32_t column = std::int32_t(x);
+        const std::int32_t line = std::int32_t(y);
+        weight_x[filled + j] = x - float(column);
+        weight_y[filled + j] = y - float(line);
+        offset[filled + j] = line * row + column * kPixelBytes;
+      }
+      piece[pieces++] = count;
+      filled += padded;
+      first += count;
+      if (first == at.count) {
+        first = 0;
+        ++ring;
+      }
+    } while (filled < kBlock && ring < at.rings);
     if (2 * kPixelBytes < 4 && at.at_end) {
-      gather_two_bytes(origin, offset, padded, upper[0]);
-      gather_two_bytes(origin + at.row_stride, offset, padded, lower[0]);
+      gather_two_bytes(origin, offset, filled, upper[0]);
+      gather_two_bytes(origin + at.row_stride, offset, filled, lower[0]);
     } else {
       for (int k = 0; k < Pixels::kWords; ++k) {
         const char* const word = origin + Pixels::first_byte(k);
-        gather(word, offset, padded, upper[k]);
-        gather(word + at.row_stride, offset, padded, lower[k]);
+        gather(word, offset, filled, upper[k]);
+        gather(word + at.row_stride, offset, filled, lower[k]);
       }
     }
     for (int c = 0; c < kChannels; ++c) {
-      float* const plane = out + std::int64_t(c) * at.count + first;
-      float* const target = padded == count ? plane : values;
-      for (int j = 0; j < padded; ++j) {
+      float* found = block + c * plane;
+      float* const target = whole ? found : values;
+      for (int j = 0; j < filled; ++j) {
         const float top_left = Pixels::value(upper, j, c);
         const float low_left = Pixels::value(lower, j, c);
         const float top =
@@ -145,7 +166,13 @@ void sample_lattice(const Lattice& lattice, float* out) {
             low_left + weight_x[j] * (Pixels::value(lower, j, c + kChannels) - low_left);
         target[j] = (top + weight_y[j] * (low - top)) * kScale<T>;
       }
-      if (target == values) std::memcpy(plane, values, count * sizeof(float));
+      if (whole) continue;
+      const float* from = values;
+      for (int i = 0; i < pieces; ++i) {
+        std::memcpy(found, from, piece[i] * sizeof(float));
+        found += piece[i];
+        from += padded_count(piece[i]);
+      }
     }
   }
 }

@@ -76,14 +76,14 @@ class LevelReader {
     return guess;
   }
 
-  // Samples a level at (x, y) + spacing_px * turned (u, v); `turn` holds the angle's cosine and
-  // sine, no |u| or |v| of the positions is above reach.
-  void sample(int index, const double* xy, double spacing_px, const double* turn, double reach,
-              const Positions& positions, float* out) const {
+  // Samples rings of a level, ring k at (x, y) + spacing_px[k] * turned (u, v); `turn` holds the
+  // angle's cosine and sine, no sample lies farther than `reach_px` from (x, y) along u or v.
+  void sample(int index, const double* xy, const double* turn, double reach_px,
+              const Positions& positions, const float* spacing_px, int rings, float* out) const {
     const LevelView& level = pyramid_.levels[index];
     const double scale = scale_[index];
-    const double right = spacing_px * scale * turn[0], down = spacing_px * scale * turn[1];
-    const double extent = (std::abs(right) + std::abs(down)) * reach;
+    const double right = scale * turn[0], down = scale * turn[1];
+    const double extent = (std::abs(right) + std::abs(down)) * reach_px;
     const Axis x(xy[0] * scale, extent, level.width);
     const Axis y(xy[1] * scale, extent, level.height);
     const char* const data = static_cast<const char*>(level.data);
@@ -93,14 +93,14 @@ class LevelReader {
         x.start,
         y.start,
         float(right),
-        float(-down),
         float(down),
-        float(right),
         x.last,
         y.last,
         positions.u.data(),
         positions.v.data(),
         positions.count,
+        spacing_px,
+        rings,
         x.reaches_end && y.reaches_end,
     };
     sample_(lattice, out);
@@ -223,16 +223,20 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
     directions.v[j] = float(std::sin(angle));
   }
   for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
+    std::vector<float> radii(rows);  // pixels
     for (std::int64_t i = first; i < last; ++i) {
       check_keypoint(keypoints, i);
       const Turn turn(keypoints.angle_deg[i]);
       const double window = keypoints.window[i];
       float* const patch = patches + i * rows * width;
-      int level = 0;
-      for (int k = 0; k < rows; ++k) {
+      for (int k = 0; k < rows; ++k) radii[k] = float(grid.radii[k] * window);
+      int level = 0, end = 0;
+      for (int k = 0; k < rows; k = end) {  // rings of one level together
         level = reader.choose_level(grid.spacing[k] * window, level);
-        reader.sample(level, keypoints.xy + 2 * i, grid.radii[k] * window, turn.cosine_sine, 1.0,
-                      directions, patch + k * width);
+        end = k + 1;
+        while (end < rows && reader.choose_level(grid.spacing[end] * window, level) == level) ++end;
+        reader.sample(level, keypoints.xy + 2 * i, turn.cosine_sine, grid.radii[end - 1] * window,
+                      directions, &radii[k], end - k, patch + k * width);
       }
       if (grid.standardize) standardize(kernels, patch, rows, grid.columns, grid.halo);
     }
@@ -261,8 +265,10 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
       check_keypoint(keypoints, i);
       const Turn turn(keypoints.angle_deg[i]);
       const double spacing = keypoints.window[i] / size;
-      reader.sample(reader.choose_level(spacing, 0), keypoints.xy + 2 * i, spacing,
-                    turn.cosine_sine, middle, ticks, patches + i * pyramid.channels * area);
+      const float spacing_px = float(spacing);
+      reader.sample(reader.choose_level(spacing, 0), keypoints.xy + 2 * i, turn.cosine_sine,
+                    spacing * middle, ticks, &spacing_px, 1,
+                    patches + i * pyramid.channels * area);
     }
   });
 }

@@ -55,6 +55,43 @@ def test_a_feature_in_the_direction_of_a_bin_speaks_for_that_bin():
     assert logits.std() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("bins", "channels", "rows"),
+    [
+        (36, (16, 32, 32), 4),
+        (36, (16, 16, 8), 4),
+        (18, (8, 8, 8), 2),
+        (9, (8, 8), 3),
+        (72, (8, 8, 8), 1),  # eight rows would be too many
+        (20, (8, 8, 8), 1),  # 9 columns do not divide 20
+        (36, (8, 8, 8, 8), 1),
+    ],
+)
+def test_the_folded_network_computes_the_same(bins, channels, rows):
+    torch.manual_seed(2)
+    config = RingNetConfig.for_bins(PoseBins(orientation=bins), channels=channels, hidden=16)
+    network = RingNet(config).train()
+    grid = config.grid
+    patches = torch.randn(16, 1, grid.rows, grid.columns)
+    for _ in range(3):  # statistics for the normalisations
+        network(with_halo(patches + 0.1 * torch.randn_like(patches), grid.halo))
+    network.eval()
+    folded = network.folded()
+    assert folded.closing.layout[0] == rows
+    assert not any(
+        isinstance(m, torch.nn.BatchNorm2d) for m in (*folded.layers.modules(), folded.closing.norm)
+    )
+    with torch.no_grad():
+        for found, expected in zip(
+            folded(with_halo(patches, grid.halo)),
+            network(with_halo(patches, grid.halo)),
+            strict=True,
+        ):
+            assert expected.std() > 1e-3
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert network.closing.norm is not folded.closing.norm  # the network itself can go on training
+
+
 def test_output_shapes():
     network = RingNet(RingNetConfig.for_bins(PoseBins(18, 9, 2.0), stem_channels=16)).eval()
     grid = network.config.grid
@@ -66,8 +103,8 @@ def test_output_shapes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grid": PolarGrid(24, 72, 3, 3)}, "grid: expected 36 columns and a halo of 3, got 72"),
-        ({"grid": PolarGrid(24, 36, 3, 4)}, "grid: expected 36 columns and a halo of 3, got 36"),
+        ({"grid": PolarGrid(24, 72, 3, 6)}, "grid: expected 36 columns and a halo of 6, got 72"),
+        ({"grid": PolarGrid(24, 36, 3, 3)}, "grid: expected 36 columns and a halo of 6, got 36"),
         ({"channels": (64,)}, "channels: expected at least two, got (64,)"),
         ({"channels": (16,) * 5}, "channels: expected few enough layers to reach around 36"),
     ],

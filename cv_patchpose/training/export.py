@@ -32,6 +32,7 @@ from cv_patchpose.training.networks import NetworkConfig
 from cv_patchpose.training.options import TARGETS
 from cv_patchpose.training.polar import PolarNetConfig
 from cv_patchpose.training.resnet import ResNetConfig, ResNetPose
+from cv_patchpose.training.rings import RingNet
 
 TOLERANCE = 1e-4
 TRACED_BATCH = 2
@@ -128,7 +129,8 @@ def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, Netw
     if not isinstance(shape, ResNetConfig):
         if len(shapes) > 1:
             raise ValueError(f"source: expected one run of a network of both, got {len(shapes)}")
-        return networks[0], shape
+        network = networks[0]
+        return network.folded() if isinstance(network, RingNet) else network, shape
     targets = [t for other in shapes if isinstance(other, ResNetConfig) for t in other.targets]
     joint = replace(shape, targets=TARGETS)
     alike = all(replace(s, targets=TARGETS) == joint for s in shapes if isinstance(s, ResNetConfig))

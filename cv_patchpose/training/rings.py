@@ -9,21 +9,34 @@ the polar network; what a zoom does, the network has to learn.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, interpolate
+from torch.nn.utils import fuse_conv_bn_eval
 
 from cv_patchpose.grids import PolarGrid
 from cv_patchpose.histograms import PoseBins
-from cv_patchpose.training.polar import STANDARD_OCTAVES, CircularConv1d, activation
+from cv_patchpose.training.polar import STANDARD_OCTAVES, activation
 
 SECTOR = 5  # directions that the first convolution sees
 KERNEL = 3  # of the others
-HALO = (SECTOR + KERNEL) // 2 - 1
 ROWS_MULTIPLE = 8  # what ONNX Runtime's convolutions are fast on
+MOST_CLOSED_ROWS = 4  # of a circle laid out in rows; more cost more than copies of columns
+
+
+def halo_of(layers: int) -> int:
+    """Count the columns that all convolutions but the last take away on each side.
+
+    Args:
+        layers: convolutions after the first, each reaching three times as far as the one before.
+    """
+    reaches = [KERNEL // 2 * int(KERNEL**number) for number in range(layers - 1)]
+    return SECTOR // 2 + sum(reaches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,25 +52,26 @@ class RingNetConfig:
         hidden: width of what is known of the whole patch, from which the scale is read.
     """
 
-    grid: PolarGrid = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=3)
+    grid: PolarGrid = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=6)
     bins: PoseBins = PoseBins()
     stem_channels: int = 64
     channels: tuple[int, ...] = (64, 64, 64)
     hidden: int = 64
 
     def __post_init__(self) -> None:
-        """Check that the grid gives the first convolution its columns."""
-        if (self.grid.columns, self.grid.halo) != (self.bins.orientation, HALO):
-            raise ValueError(
-                f"grid: expected {self.bins.orientation} columns and a halo of {HALO}, got "
-                f"{self.grid.columns} and {self.grid.halo}"
-            )
+        """Check that the grid gives the convolutions their columns."""
         if len(self.channels) < 2:
             raise ValueError(f"channels: expected at least two, got {self.channels!r}")
         if KERNEL ** (len(self.channels) - 1) > self.bins.orientation:
             raise ValueError(
                 f"channels: expected few enough layers to reach around {self.bins.orientation} "
                 f"orientation bins, got {self.channels!r}"
+            )
+        halo = halo_of(len(self.channels))
+        if (self.grid.columns, self.grid.halo) != (self.bins.orientation, halo):
+            raise ValueError(
+                f"grid: expected {self.bins.orientation} columns and a halo of {halo}, got "
+                f"{self.grid.columns} and {self.grid.halo}"
             )
 
     @classmethod
@@ -74,9 +88,69 @@ class RingNetConfig:
             rows=-(-least // ROWS_MULTIPLE) * ROWS_MULTIPLE,
             columns=bins.orientation,
             rows_per_octave=rows_per_octave,
-            halo=HALO,
+            halo=halo_of(len(shape.get("channels", cls.channels))),
         )
         return cls(grid, bins, **shape)
+
+
+class RingLayer(nn.Module):
+    """Convolution along the circle, normalised, plus what it was given where channels agree.
+
+    Args:
+        inputs: channels given.
+        outputs: channels made.
+        reach: columns to its outer neighbours.
+        circle: columns of the closed circle; 0 for a part of it, of which `reach` columns are used
+            up on each side.
+    """
+
+    def __init__(self, inputs: int, outputs: int, reach: int, circle: int = 0) -> None:
+        super().__init__()
+        self.inputs, self.reach, self.circle = inputs, reach, circle
+        self.layout = 1, circle  # height and width of the result, if closed
+        self.adds = inputs == outputs
+        self.conv = nn.Conv2d(inputs, outputs, (1, KERNEL), dilation=(1, reach))
+        self.norm: nn.Module = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (N, C, 1, T); not yet rectified."""
+        reach = self.reach
+        if self.layout[0] > 1:
+            x = x.reshape(-1, self.inputs, *self.layout)
+        elif self.circle:
+            x = torch.cat((x[..., -reach:], x, x[..., :reach]), -1)
+        found: Tensor = self.norm(self.conv(x))
+        return found + x[..., reach:-reach] if self.adds else found
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Make it one convolution that computes the same, without copies of columns."""
+        assert isinstance(self.norm, nn.BatchNorm2d)  # not folded yet
+        self.conv = fuse_conv_bn_eval(self.conv, self.norm)
+        self.norm = nn.Identity()
+        if self.adds:  # what is added is its middle weight
+            self.conv.weight[:, :, 0, KERNEL // 2] += torch.eye(self.conv.out_channels)
+            self.adds = False
+        rows, rest = divmod(self.circle, self.reach)
+        if not rest and 1 < rows <= MOST_CLOSED_ROWS:
+            self._close(rows)
+
+    def _close(self, rows: int) -> None:
+        """Lay the circle out in rows of `reach` columns, so that neighbours lie above each other.
+
+        The row above the first is the last one: a kernel that sees all rows from each of them finds
+        it there, and zeros beyond.
+        """
+        before, middle, after = self.conv.weight.unbind(-1)
+        outputs, inputs = middle.shape[:2]
+        conv = nn.Conv2d(inputs, outputs, (2 * rows - 1, 1), padding=(rows - 1, 0))
+        nn.init.zeros_(conv.weight)
+        for row, weight in ((-1, before), (0, middle), (1, after)):
+            for turns in (-rows, 0, rows):
+                if abs(row + turns) < rows:
+                    conv.weight[:, :, row + turns + rows - 1] += weight
+        conv.bias = self.conv.bias
+        self.conv, self.layout = conv, (rows, self.reach)
 
 
 class RingNet(nn.Module):
@@ -87,25 +161,24 @@ class RingNet(nn.Module):
     Source: ours; the histograms are those of Lee, Jeong, Cho, BMVC 2021, eq. 1.
     """
 
-    around: Tensor
-
     def __init__(self, config: RingNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or RingNetConfig()
         hidden, width = config.hidden, config.stem_channels
         first = config.channels[0]
-        self.stem = nn.Sequential(  # within the halo: wrapping around costs time
+        self.stem = nn.Sequential(
             nn.Conv2d(config.grid.rows, width, (1, SECTOR)),
             *activation(width),
             nn.Conv2d(width, first, (1, KERNEL)),
             *activation(first),
         )
-        self.layers = nn.ModuleList()
-        for number, (width, channels) in enumerate(pairwise(config.channels), start=1):
-            conv = CircularConv1d(width, channels, KERNEL, dilation=KERNEL**number)
-            self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(channels)))
-        width = config.channels[-1]
-        before_last = config.channels[-2]
+        # Closing the circle costs time: only the last layer does, the others use up the halo.
+        *within, (before_last, width) = pairwise(config.channels)
+        reaches = [int(KERNEL**number) for number in range(1, len(config.channels))]
+        self.layers = nn.ModuleList(
+            RingLayer(*channels, reach) for channels, reach in zip(within, reaches, strict=False)
+        )
+        self.closing = RingLayer(before_last, width, reaches[-1], config.grid.columns)
         self.context = nn.Sequential(
             nn.Conv2d(2 * before_last, hidden, 1),
             *activation(hidden),
@@ -115,9 +188,6 @@ class RingNet(nn.Module):
         self.condition = nn.Conv2d(hidden, width, 1)
         self.scale = nn.Conv2d(hidden, config.bins.scale, 1)
         self.orientation = nn.Conv2d(width, 1, 1)
-        # cv2.dnn adds to a convolution only what has its shape, and forgets that an expansion of
-        # one batch is not that of the next.
-        self.register_buffer("around", torch.ones(1, 1, 1, config.bins.orientation), False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -137,16 +207,22 @@ class RingNet(nn.Module):
         Returns:
             scale (N, S) and orientation (N, R) logits.
         """
-        features = self.stem(patches.transpose(1, 2))
-        for layer in self.layers[:-1]:
-            features = _rectify(layer(features), features)
-        pooled = torch.cat((features.mean(-1, keepdim=True), features.amax(-1, keepdim=True)), 1)
+        grid = self.config.grid
+        width = grid.columns + 2 * grid.halo
+        features = self.stem(patches.reshape(-1, grid.rows, 1, width))
+        for layer in self.layers:
+            features = torch.relu(layer(features))
+        pooled = torch.cat((adaptive_avg_pool2d(features, 1), adaptive_max_pool2d(features, 1)), 1)
         context = self.context(pooled)
-        condition = self.condition(context) * self.around
-        features = _rectify(self.layers[-1](features) + condition, features)
+        # To all columns by the one way that both lines of cv2.dnn run rightly.
+        condition = interpolate(self.condition(context), scale_factor=self.closing.layout)
+        features = torch.relu(self.closing(features) + condition)
         return self.scale(context).flatten(1), self.orientation(features).flatten(1)
 
-
-def _rectify(found: Tensor, before: Tensor) -> Tensor:
-    """Add what a layer was given, where the channels agree, and rectify."""
-    return torch.relu(found + before if found.shape[1] == before.shape[1] else found)
+    def folded(self) -> RingNet:
+        """Copy the network for running: fewer steps, the same results but for rounding."""
+        folded = copy.deepcopy(self).eval()
+        for layer in (*folded.layers, folded.closing):
+            assert isinstance(layer, RingLayer)
+            layer.fold()
+        return folded
