@@ -15,8 +15,8 @@ constexpr int kLanes = 16;
 enum class Dtype { kUint8, kUint16, kFloat32 };
 
 // Samples of one level: of ring k those at x + spacing[k] * (right * u[j] - down * v[j]) and
-// y + spacing[k] * (down * u[j] + right * v[j]), in pixels from an origin near them: single precision
-// would lose the fraction of coordinates far from zero.
+// y + spacing[k] * (down * u[j] + right * v[j]), in pixels from an origin near them: single
+// precision would lose the fraction of coordinates far from zero.
 struct Lattice {
   const void* origin;       // the pixel that distances count from
   std::int64_t row_stride;  // bytes from a row of pixels to the next
@@ -31,7 +31,8 @@ struct Lattice {
   bool at_end;  // some may lie at the level's last pixels, with no memory behind them
 };
 
-// Writes channel c of sample j of ring k to out[(c * rings + k) * count + j], in [0, 1] for integers.
+// Writes channel c of sample j of ring k to out[(c * rings + k) * count + j], in [0, 1] for
+// integers.
 using SampleLattice = void (*)(const Lattice& lattice, float* out);
 
 struct Moments {

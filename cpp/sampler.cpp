@@ -267,8 +267,7 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
       const double spacing = keypoints.window[i] / size;
       const float spacing_px = float(spacing);
       reader.sample(reader.choose_level(spacing, 0), keypoints.xy + 2 * i, turn.cosine_sine,
-                    spacing * middle, ticks, &spacing_px, 1,
-                    patches + i * pyramid.channels * area);
+                    spacing * middle, ticks, &spacing_px, 1, patches + i * pyramid.channels * area);
     }
   });
 }
