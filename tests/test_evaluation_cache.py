@@ -13,15 +13,19 @@ import pytest
 from conftest import write_toy_model
 
 from cv_patchpose.cli import main
-from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
+from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose, pipeline
 from cv_patchpose.evaluation.cache import cache_results
+from cv_patchpose.evaluation.controls import Upright
 from cv_patchpose.evaluation.homography_matching import MatchingProtocol
 from cv_patchpose.evaluation.homography_pose import PoseProtocol
+from cv_patchpose.evaluation.interface import AffineKeypoints
+from cv_patchpose.evaluation.kept import keep_in
 from cv_patchpose.evaluation.metrics import PoseErrors
 from cv_patchpose.evaluation.patch_pairs import PairErrors
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.results import PairResult, TwoViewResult
 from cv_patchpose.evaluation.runner import run_units
+from cv_patchpose.keypoints import arrays_from_keypoints
 
 PROTOCOL = MatchingProtocol(methods=("upright", "detector"), max_keypoints=60)
 PAIRS = ("first/1-2", "first/1-3", "second/1-2", "second/1-3")
@@ -141,7 +145,7 @@ def test_a_model_is_known_by_what_its_file_holds(root, tmp_path, scored):
 )
 def test_a_damaged_entry_is_measured_again(root, tmp_path, scored, damage):
     whole, _ = scored(root, tmp_path / "cache")
-    entries = sorted((tmp_path / "cache").iterdir())
+    entries = sorted((tmp_path / "cache").glob("*.json"))
     assert len(entries) == 8
     entries[0].write_bytes(damage)
     outcome, measured = scored(root, tmp_path / "cache")
@@ -238,7 +242,7 @@ def test_command_keeps_results_beside_its_output(root, tmp_path, capsys):
     assert main([*arguments, *output, "--no-cache"]) == 0
     assert not (tmp_path / ".cv-patchpose-cache").exists()
     assert main([*arguments, *output]) == 0
-    assert len(list((tmp_path / ".cv-patchpose-cache").iterdir())) == 4
+    assert len(list((tmp_path / ".cv-patchpose-cache").glob("*.json"))) == 4
     assert "earlier" not in capsys.readouterr().out
     assert main([*arguments, *output]) == 0
     assert "4 of 4 results are from earlier runs" in capsys.readouterr().out
@@ -248,3 +252,72 @@ def test_command_keeps_results_beside_its_output(root, tmp_path, capsys):
     assert "cache: expected --cache DIR or --no-cache, got both" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "output: expected -o FILE.json, --report DIR or both" in capsys.readouterr().err
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Record what is detected and posed."""
+    record = []
+    detect, pose = pipeline.detect, Upright.pose
+
+    def count_detect(view, *arguments):
+        record.append("detect")
+        return detect(view, *arguments)
+
+    def count_pose(self, image, detections, descriptor="sift"):
+        record.append("pose")
+        return pose(self, image, detections, descriptor)
+
+    monkeypatch.setattr(pipeline, "detect", count_detect)
+    monkeypatch.setattr(Upright, "pose", count_pose)
+
+    def run(root, cache, **changes):
+        record.clear()
+        protocol = MatchingProtocol(methods=("upright",), max_keypoints=60, **changes)
+        outcome = homography_matching.run_benchmark(root, protocol, 1, cache)
+        return outcome.rows, list(record)
+
+    return run
+
+
+class TestKeptKeypoints:
+    def test_another_matcher_or_descriptor_finds_them(self, root, tmp_path, computed):
+        rows, first = computed(root, tmp_path / "cache")
+        assert {*first} == {"detect", "pose"}
+        loose, again = computed(root, tmp_path / "cache", budget="keypoints")
+        assert again == []
+        assert without_times(loose) == without_times(rows)
+        assert loose[0]["seconds_detect"] == rows[0]["seconds_detect"]
+        _, as_brief = computed(root, tmp_path / "cache", descriptor="brief")
+        assert {*as_brief} == {"pose"}  # written for another descriptor
+
+    @pytest.mark.parametrize(
+        "changes", [{"detector": "orb"}, {"corner_size": 5.0}, {"rotate": 30.0}, {"zoom": 0.8}]
+    )
+    def test_other_points_or_images_do_not(self, root, tmp_path, computed, changes):
+        computed(root, tmp_path / "cache")
+        _, other = computed(root, tmp_path / "cache", **changes)
+        assert other.count("pose") == other.count("detect") > 0
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"text"])
+    def test_a_damaged_file_is_as_good_as_none(self, root, tmp_path, computed, content):
+        rows, first = computed(root, tmp_path / "cache")
+        for path in (tmp_path / "cache").glob("*"):
+            path.write_bytes(content)
+        again, measured = computed(root, tmp_path / "cache")
+        assert measured == first
+        assert without_times(again) == without_times(rows)
+
+    def test_shapes_are_kept(self, tmp_path):
+        options = MatchingProtocol(methods=("upright",))
+        kept = keep_in(tmp_path / "new", options)
+        points = arrays_from_keypoints([cv2.KeyPoint(3.0, 4.0, 5.0, 6.0, 7.0, 8, 9)])
+        shaped = AffineKeypoints(**vars(points), shape=np.array([[[2.0, 1.0], [0.0, 0.5]]]))
+        assert kept.get("image", ("upright", "sift"), lambda: (shaped, 1.5)) == (shaped, 1.5)
+        found, seconds = kept.get("image", ("upright", "sift"), pytest.fail)
+        assert seconds == 1.5
+        assert isinstance(found, AffineKeypoints)
+        for name, value in vars(shaped).items():
+            np.testing.assert_array_equal(getattr(found, name), value)
+            assert getattr(found, name).dtype == value.dtype
+        assert keep_in(None, options) is None

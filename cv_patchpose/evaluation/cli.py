@@ -118,9 +118,11 @@ def run(args: argparse.Namespace) -> int:
     module, protocol_class = _find_benchmark(args)
     protocol = _build_protocol(args, protocol_class)
     outcome = module.run_benchmark(args.root, protocol, args.jobs, _cache_folder(args))
+    settings = dataclasses.asdict(protocol)
+    settings.pop("kept", None)  # where files are is nobody else's business
     content = {
         "benchmark": args.benchmark,
-        "protocol": {"root": args.root.name, **dataclasses.asdict(protocol)},
+        "protocol": {"root": args.root.name, **settings},
         "rows": outcome.rows,
         "failures": outcome.failures,
         "environment": describe_environment(),

@@ -47,6 +47,11 @@ class Detections:
     oriented: KeypointArrays
     detector: str = "sift"
 
+    @classmethod
+    def of_oriented(cls, oriented: KeypointArrays, detector: str) -> Detections:
+        """Make them of all orientations, of which the points follow."""
+        return cls(oriented.take(oriented.distinct_index()), oriented, detector)
+
     @property
     def traits(self) -> DetectorTraits:
         """What the fields of its keypoints mean."""
@@ -116,7 +121,7 @@ def detect(
     shown = view.shows(found.xy_px.astype(np.float64), margin_px)
     found = found.take(np.flatnonzero(shown))
     oriented = found.take(detectors.strongest_index(found, max_points))
-    return Detections(oriented.take(oriented.distinct_index()), oriented, detector)
+    return Detections.of_oriented(oriented, detector)
 
 
 def harris_corners(image: NDArray[np.uint8]) -> KeypointArrays:

@@ -48,10 +48,32 @@ def fingerprint_method(method: str, protocol: Any) -> str:
     """
     weights = _weight_files(protocol.peer_weights)
     name, files = identify_method(method, weights)
-    settings = dataclasses.asdict(protocol) | {"methods": name, "peer_weights": None}
+    settings = dataclasses.asdict(protocol) | {"methods": name, "peer_weights": None, "kept": None}
     shared = weights if getattr(protocol, "reads_weights", False) else ()
     kind = type(protocol).__name__
     return fingerprint([kind, settings, files, shared, _code(), package_versions()])
+
+
+def fingerprint_points(options: Any) -> str:
+    """Digest what decides the points that are detected on an image, except the image.
+
+    Args:
+        options: Of a pipeline.
+    """
+    weights = _weight_files(options.peer_weights) if options.detects_with_weights else ()
+    about = [options.detector, options.points, options.corner_size, weights]
+    return fingerprint([*about, _code(), package_versions()])
+
+
+def fingerprint_poses(method: str, options: Any) -> str:
+    """Digest what decides the poses that a method gives points of an image, except these.
+
+    Args:
+        method: Its name.
+        options: Of a pipeline.
+    """
+    name, files = identify_method(method, _weight_files(options.peer_weights))
+    return fingerprint([name, files, options.scale_prior])
 
 
 def _weight_files(folder: Path | None) -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.description import Features
 from cv_patchpose.evaluation.geometry import corner_error_px, estimate_homography
+from cv_patchpose.evaluation.kept import keep_in
 from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import (
     CORRECT_PX,
@@ -80,7 +81,12 @@ def run_benchmark(
     pairs = list_pairs(sequences, protocol.quick)
     _features.cache_clear()  # the files may have changed since
     samples, failed = measure_units(
-        measure_pair, PairResult, pairs, protocol, jobs=jobs, cache=cache
+        measure_pair,
+        PairResult,
+        pairs,
+        replace(protocol, kept=keep_in(cache, protocol)),
+        jobs=jobs,
+        cache=cache,
     )
     if not samples:
         raise ValueError(f"root: expected pairs that meet the protocol, got none under {root}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,14 +11,16 @@ from typing import Literal
 import numpy as np
 
 from cv_patchpose.evaluation.description import DESCRIPTORS, Features, describe_keypoints
-from cv_patchpose.evaluation.detection import DETECTORS, PEER_DETECTORS, detect
-from cv_patchpose.evaluation.interface import Method, MethodSettings
+from cv_patchpose.evaluation.detection import DETECTORS, PEER_DETECTORS, Detections, detect
+from cv_patchpose.evaluation.interface import Method, MethodSettings, fields_target
+from cv_patchpose.evaluation.kept import Kept
 from cv_patchpose.evaluation.keynet import load_keynet
 from cv_patchpose.evaluation.matchers import MATCHERS
 from cv_patchpose.evaluation.patch_descriptors import PATCH_DESCRIPTORS, load_patch_descriptor
 from cv_patchpose.evaluation.runner import load_methods, require_choice, require_positive
 from cv_patchpose.evaluation.sequences import View
 from cv_patchpose.evaluation.weights import import_torch
+from cv_patchpose.keypoints import KeypointArrays
 
 BUDGETS = ("places", "keypoints")
 _QUICK_KEYPOINTS = 500
@@ -44,6 +45,7 @@ class PipelineOptions:
         scale_prior: See :class:`MethodSettings`.
         peer_weights: Folder with the weights of published networks.
         quick: A third of the pairs, at most 500 points.
+        kept: Where detections and poses are kept for other runs, or None.
     """
 
     methods: tuple[str, ...]
@@ -56,6 +58,7 @@ class PipelineOptions:
     scale_prior: float | Literal["auto"] | None = "auto"
     peer_weights: Path | None = None
     quick: bool = False
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         require_positive(max_keypoints=self.max_keypoints, corner_size=self.corner_size)
@@ -67,7 +70,12 @@ class PipelineOptions:
     @property
     def reads_weights(self) -> bool:
         """Whether all methods depend on the weights of published networks."""
-        return self.detector in PEER_DETECTORS or self.descriptor in PATCH_DESCRIPTORS
+        return self.detects_with_weights or self.descriptor in PATCH_DESCRIPTORS
+
+    @property
+    def detects_with_weights(self) -> bool:
+        """Whether the points depend on the weights of published networks."""
+        return self.detector in PEER_DETECTORS
 
     @property
     def points(self) -> int:
@@ -89,24 +97,62 @@ class Pipeline:
 
     def compute(self, view: View) -> dict[str, Features]:
         """Return the features of an image by method."""
-        options, seconds = self.options, dict[str, float]()
-        with _timed(seconds, "detect"):
-            points = detect(
-                view, options.detector, options.points, options.corner_size, options.peer_weights
+        options = self.options
+        image = ""
+        if options.kept:
+            parts = (
+                view.image.tobytes(),
+                view.from_photo.tobytes(),
+                repr(view.photo_size).encode(),
             )
+            image = hashlib.sha256(b"".join(parts)).hexdigest()
+        points, detect_seconds = self._detect(view, image)
         features = {}
-        for name, method in self.methods.items():
-            own = dict(seconds)
-            with _timed(own, "pose"):
-                posed = method.pose(view.image, points, options.descriptor)
+        for name in self.methods:
+            posed, pose_seconds = self._pose(name, view, points, image)
             if options.budget == "keypoints":
                 posed = posed.take(np.arange(min(len(posed), options.points)))
-            with _timed(own, "describe"):
-                described = describe_keypoints(
-                    view.image, posed, options.descriptor, method.route, options.peer_weights
-                )
-            features[name] = replace(described, area_px=_photo_area(view), seconds=own)
+            start = time.perf_counter()
+            described = describe_keypoints(
+                view.image,
+                posed,
+                options.descriptor,
+                self.methods[name].route,
+                options.peer_weights,
+            )
+            seconds = {
+                "detect": detect_seconds,
+                "pose": pose_seconds,
+                "describe": time.perf_counter() - start,
+            }
+            features[name] = replace(described, area_px=_photo_area(view), seconds=seconds)
         return features
+
+    def _detect(self, view: View, image: str) -> tuple[Detections, float]:
+        options = self.options
+
+        def find() -> tuple[KeypointArrays, float]:
+            start = time.perf_counter()
+            found = detect(
+                view, options.detector, options.points, options.corner_size, options.peer_weights
+            )
+            return found.oriented, time.perf_counter() - start
+
+        oriented, seconds = options.kept.get(image, None, find) if options.kept else find()
+        return Detections.of_oriented(oriented, options.detector), seconds
+
+    def _pose(
+        self, name: str, view: View, points: Detections, image: str
+    ) -> tuple[KeypointArrays, float]:
+        options, method = self.options, self.methods[name]
+
+        def find() -> tuple[KeypointArrays, float]:
+            start = time.perf_counter()
+            posed = method.pose(view.image, points, options.descriptor)
+            return posed, time.perf_counter() - start
+
+        pose = name, fields_target(options.descriptor, method.route)
+        return options.kept.get(image, pose, find) if options.kept else find()
 
 
 def load_pipeline(options: PipelineOptions) -> Pipeline:
@@ -126,13 +172,6 @@ def load_pipeline(options: PipelineOptions) -> Pipeline:
         scale_prior_octaves=options.scale_prior, peer_weights=options.peer_weights
     )
     return Pipeline(options, load_methods(options.methods, settings))
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
 
 
 def mean_seconds(features1: Features, features2: Features) -> dict[str, float]:

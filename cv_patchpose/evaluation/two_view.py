@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cv_patchpose.evaluation.cameras import pose_error_deg, relative_pose
 from cv_patchpose.evaluation.description import Features
 from cv_patchpose.evaluation.geometry import estimate_relative_pose
+from cv_patchpose.evaluation.kept import keep_in
 from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import (
     MAA_LIMITS_DEG,
@@ -35,7 +36,7 @@ from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.files import read_image
 from cv_patchpose.matching import Matches
 
-_IMAGES_KEPT = 32  # whose features are kept: image 1 of one pair is image 2 of others
+_IMAGES_KEPT = 48  # whose features are kept: image 1 of one pair is image 2 of others
 _ESTIMATES = 3
 
 
@@ -63,10 +64,11 @@ class TwoViewProtocol(PipelineOptions):
         require_positive(zoom=self.zoom)
 
     def turn_deg(self, pair: ViewPair) -> float:
-        """Angle by which image 2 of a pair is turned, the same in every run."""
+        """Angle by which image 2 of a pair is turned: one for each image, in every run the same."""
         if not self.random_turn:
             return self.rotate
-        generator = np.random.default_rng([self.seed, zlib.crc32(pair.name.encode())])
+        name = f"{pair.sequence}/{pair.second.path.name}"
+        generator = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         return self.rotate + float(generator.uniform(0.0, 360.0))
 
 
@@ -91,9 +93,15 @@ def run_benchmark(
         raise ValueError("; ".join(f"{name}: {what}" for name, what in failures.items()))
     if protocol.quick:
         pairs = pairs[::3]
-    _plain_features.cache_clear()  # the files may have changed since
+    _features.cache_clear()  # the files may have changed since
     samples, failed = measure_units(
-        measure_pair, TwoViewResult, pairs, protocol, jobs=jobs, cache=cache, group=_scene_of
+        measure_pair,
+        TwoViewResult,
+        pairs,
+        replace(protocol, kept=keep_in(cache, protocol)),
+        jobs=jobs,
+        cache=cache,
+        group=_scene_of,
     )
     rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
@@ -148,17 +156,26 @@ def _describe_pair(
     pair: ViewPair, protocol: TwoViewProtocol
 ) -> tuple[ViewPair, dict[str, Features], dict[str, Features]]:
     """Return the pair, turned as the protocol wants it, and the features of its images."""
-    features1 = _plain_features(pair.first.path, pair.first.size, protocol)
-    turn_deg = protocol.turn_deg(pair)
-    if turn_deg % 360.0 == 0.0 and protocol.zoom == 1.0:
-        features2 = _plain_features(pair.second.path, pair.second.size, protocol)
-    else:
-        second = pair.second
-        view = turn_image(_read(second.path, second.size), turn_deg, protocol.zoom)
-        features2 = load_pipeline(protocol).compute(view)
-        turned = replace(second, camera=second.camera.turn(view.from_photo))
-        pair = replace(pair, second=turned)
-    return pair, features1, features2
+    features1, _ = _features(pair.first.path, pair.first.size, 0.0, 1.0, protocol)
+    second = pair.second
+    features2, from_photo = _features(
+        second.path, second.size, protocol.turn_deg(pair) % 360.0, protocol.zoom, protocol
+    )
+    turned = replace(second, camera=second.camera.turn(from_photo))
+    return replace(pair, second=turned), features1, features2
+
+
+@lru_cache(maxsize=_IMAGES_KEPT)
+def _features(
+    path: Path,
+    size: tuple[int, int] | None,
+    turn_deg: float,
+    zoom: float,
+    protocol: TwoViewProtocol,
+) -> tuple[dict[str, Features], NDArray[np.float64]]:
+    """Return the features of a turned photograph, and the map from the photograph to it."""
+    view = turn_image(_read(path, size), turn_deg, zoom)
+    return load_pipeline(protocol).compute(view), view.from_photo
 
 
 def score_pair(
@@ -220,13 +237,6 @@ def summarize(results: list[TwoViewResult], method: str) -> dict[str, float | st
 
 def _errors_deg(results: list[TwoViewResult]) -> list[float]:
     return [error for result in results for error in result.errors_deg]
-
-
-@lru_cache(maxsize=_IMAGES_KEPT)
-def _plain_features(
-    path: Path, size: tuple[int, int] | None, protocol: TwoViewProtocol
-) -> dict[str, Features]:
-    return load_pipeline(protocol).compute(turn_image(_read(path, size)))
 
 
 def _read(path: Path, size: tuple[int, int] | None) -> NDArray[np.uint8]:
