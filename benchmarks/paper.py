@@ -16,11 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from paper_page import format_page
 from paper_runs import LOSSES, MODELS, PAIRS, RUNS, SPLIT_RULES, describe_command
 
 from cv_patchpose.evaluation.report import describe_environment
-from cv_patchpose.files import write_file
+from cv_patchpose.evaluation.sequences import find_sequences, list_pairs
+from cv_patchpose.files import read_image, write_file
+from cv_patchpose.homography import global_change, local_jacobian, nearest_similarity, project
 from cv_patchpose.training.curves import draw_curves
 from cv_patchpose.training.log import read_rows
 
@@ -95,6 +98,29 @@ def read_result(path: Path) -> dict[str, Any]:
     return {"protocol": protocol, "rows": rows, "failures": outcome["failures"]}
 
 
+def compare_truths(scenes: Path) -> list[float]:
+    """How far the paper's truth (eq. 10) agrees with the local one, on 20 x 20 points an image.
+
+    Returns:
+        Percent within 5 and 10 degrees, 1/6 and 1/3 octave.
+    """
+    degrees, octaves = [], []
+    for pair in list_pairs(find_sequences(scenes)[0], quick=False):
+        homography = pair.target.homography
+        height, width = read_image(pair.first).shape[:2]
+        rows, columns = read_image(pair.target.path).shape[:2]
+        x, y = np.meshgrid(np.linspace(0, width - 1, 20), np.linspace(0, height - 1, 20))
+        points = np.column_stack([x.ravel(), y.ravel()])
+        there = project(homography, points)
+        points = points[((there >= 0) & (there < (columns, rows))).all(1)]
+        scale, angle = nearest_similarity(local_jacobian(homography, points))
+        paper_scale, paper_angle = global_change(homography)
+        degrees += [*np.abs((angle - paper_angle + 180) % 360 - 180)]
+        octaves += [*np.abs(np.log2(scale / paper_scale))]
+    limits = ((degrees, 5), (degrees, 10), (octaves, 1 / 6), (octaves, 1 / 3))
+    return [100 * float(np.mean(np.array(errors) <= limit)) for errors, limit in limits]
+
+
 def describe_runs(root: Path) -> dict[str, dict]:
     """Collect of each run that is there what it saw, how long it took, and its curve."""
     described = {}
@@ -127,6 +153,7 @@ def main() -> None:
         "benchmark": "paper",
         "runs": runs,
         "results": measuring.measure(),
+        "truths_agree": compare_truths(options.pairs / "hpatches-sequences"),
         "commands": [run["command"] for run in runs.values()] + measuring.commands,
         "environment": describe_environment(),
     }
