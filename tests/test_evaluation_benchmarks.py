@@ -15,13 +15,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from cv_patchpose.cli import main
+from cv_patchpose.estimator import BUNDLED_MODELS
 from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
 from cv_patchpose.evaluation.homography_matching import MatchingProtocol
 from cv_patchpose.evaluation.homography_pose import PoseProtocol, fixed_points, repeated_points
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.pipeline import load_pipeline
 from cv_patchpose.evaluation.runner import run_units
-from cv_patchpose.evaluation.sequences import find_sequences, thin_out, turn_image
+from cv_patchpose.evaluation.sequences import find_sequences, list_pairs, thin_out, turn_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 
 TURN_DEG, ZOOM = 25.0, 1.5
@@ -68,6 +69,7 @@ def test_every_third_pair_is_kept_across_sequences(root):
 def test_bad_sequences_are_named_and_do_not_lose_the_others(tmp_path, photograph):
     write_bad_sequence(tmp_path, "good", photograph)
     np.savetxt(tmp_path / "good/H_1_2", np.eye(3))
+    (tmp_path / "good/H_1_2~").touch()  # an editor's
     write_bad_sequence(tmp_path, "missing", photograph)
     (write_bad_sequence(tmp_path, "words", photograph) / "H_1_2").write_text("a b c")
     (write_bad_sequence(tmp_path, "short", photograph) / "H_1_2").write_text("1 2 3")
@@ -165,6 +167,14 @@ def test_matching_rows_tell_oriented_from_upright(root):
     assert own["homography_within_5_px"] == 100.0
     assert own["seconds_detect"] > 0
     assert outcome.failures == {}
+
+
+def test_the_picture_counts_correct_matches_as_the_table_does(root):
+    protocol = MatchingProtocol(methods=("detector-all",), max_keypoints=200)
+    pair = list_pairs(find_sequences(root)[0], quick=False)[0]
+    (sample,) = homography_matching.measure_pair(pair, protocol)
+    shown = homography_matching.show_pair(pair, protocol)
+    assert shown.matches["detector-all"].inlier.sum() == sample.result.correct > 0
 
 
 def test_a_budget_of_keypoints_is_the_same_for_all_methods(root):
@@ -443,6 +453,15 @@ def test_command_refuses_bad_arguments(root, tmp_path, capsys, arguments, messag
     assert main(["evaluate", *arguments, *methods, "-o", str(output)]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_help_names_the_methods_and_their_limits(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    assert all(model in text.replace("- ", "-") for model in BUNDLED_MODELS)
+    assert "(all but sift, orb, akaze, brisk), detector is SIFT's gradient rule" in text
+    assert "not that of the baseline" in text
 
 
 def test_command_checks_the_output_first(root, tmp_path, capsys):

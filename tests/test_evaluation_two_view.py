@@ -391,6 +391,15 @@ class TestBenchmark:
         assert own["inliers"] > 50 > upright["inliers"]
         assert own["keypoints"] <= 800
 
+    def test_the_picture_shows_what_agrees_with_the_true_pose(self, root):
+        (pair,), _ = find_pairs(root)
+        protocol = TwoViewProtocol(
+            methods=("upright", "detector"), matcher="mutual", max_keypoints=400, rotate=60
+        )
+        matches = two_view.show_pair(pair, protocol).matches
+        upright, own = (matches[name].inlier for name in protocol.methods)
+        assert own.mean() > 0.5 > 0.1 > upright.mean()
+
     def test_turns_are_the_same_in_every_run_and_differ_between_pairs(self):
         pair = TestScores.pair
         turn = [

@@ -124,7 +124,7 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
     failures: dict[str, str] = {}
     for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
         images = _numbered_images(folder)
-        listed = sorted(folder.glob("H_1_*"))
+        listed = sorted(path for path in folder.glob("H_1_*") if path.name[4:].isdecimal())
         if not listed and not (1 in images and len(images) > 1):
             continue
         name = name_folder(folder, root)
@@ -157,9 +157,8 @@ def _read_sequence(
     name: str, folder: Path, images: dict[int, list[Path]], listed: list[Path]
 ) -> ImageSequence:
     for path in listed:
-        index = path.name[4:]
-        for needed in ("1", index):
-            if not needed.isdecimal() or int(needed) not in images:
+        for needed in (1, int(path.name[4:])):
+            if needed not in images:
                 raise ValueError(
                     f"{path}: expected an image {needed}.* beside it, its number without zeros in "
                     f"front and one of {', '.join(IMAGE_SUFFIXES)} behind, got none"
