@@ -209,8 +209,8 @@ def _table_1(results: Results, truths_agree: Figures | None) -> str:
                 f"Corners of viewpoint sequences of HPatches, {points:,} places, windows of 96 "
                 "pixels: truth by the paper's eq. 10 (one change for the pair of images), and by "
                 "the homography's derivative at the point. The paper takes all such sequences. "
-                "Where scenes hardly turn or zoom, `identity` is a strong control. Eq. 10 reads the "
-                "homography's first column as it stands, which is the change at the image's corner "
+                "Where scenes hardly turn or zoom, `identity` is a strong control. Eq. 10 reads "
+                "the homography's first column as it stands: the change at the image's corner, "
                 "without its perspective part: where the last row of the table, the derivative "
                 "itself on a grid of points, is far from 100, nothing that looks at patches can "
                 "score by eq. 10, and the paper's figures must rest on other points or units."
@@ -234,8 +234,8 @@ def _unlearned(runs: dict[str, Any]) -> str:
     if not stuck:
         return ""
     return _text(
-        f"**Did not learn in this budget**: {'; '.join(stuck)}. The loss of even histograms over 36 "
-        "orientations is 2 ln 36 = 7.17 nats: at T = 20 the first logits hardly differ and the "
+        f"**Did not learn in this budget**: {'; '.join(stuck)}. The loss of even histograms over "
+        "36 orientations is 2 ln 36 = 7.17 nats: at T = 20 the first logits hardly differ and the "
         "gradient nearly vanishes; of scale, the paper's loss counts the shared bins only and is "
         "least when all is put in a bin outside them. Figures of these rows are those of no answer."
     )

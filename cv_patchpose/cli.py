@@ -250,6 +250,8 @@ def _print_table(*rows: Sequence[str]) -> None:
 def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError):
+        return str(error)  # our own, whose lines are meant
     return " ".join(str(error).split())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from cv_patchpose.cli import main
+from cv_patchpose.estimator import BUNDLED_MODELS
 from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
 from cv_patchpose.evaluation.homography_matching import MatchingProtocol
 from cv_patchpose.evaluation.homography_pose import PoseProtocol, fixed_points, repeated_points
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.pipeline import load_pipeline
 from cv_patchpose.evaluation.runner import run_units
-from cv_patchpose.evaluation.sequences import find_sequences, thin_out, turn_image
+from cv_patchpose.evaluation.sequences import find_sequences, list_pairs, thin_out, turn_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 
 TURN_DEG, ZOOM = 25.0, 1.5
@@ -66,20 +69,64 @@ def test_every_third_pair_is_kept_across_sequences(root):
 def test_bad_sequences_are_named_and_do_not_lose_the_others(tmp_path, photograph):
     write_bad_sequence(tmp_path, "good", photograph)
     np.savetxt(tmp_path / "good/H_1_2", np.eye(3))
+    (tmp_path / "good/H_1_2~").touch()  # an editor's
     write_bad_sequence(tmp_path, "missing", photograph)
     (write_bad_sequence(tmp_path, "words", photograph) / "H_1_2").write_text("a b c")
     (write_bad_sequence(tmp_path, "short", photograph) / "H_1_2").write_text("1 2 3")
     np.savetxt(write_bad_sequence(tmp_path, "singular", photograph) / "H_1_2", np.ones((3, 3)))
     np.savetxt(write_bad_sequence(tmp_path, "extra", photograph) / "H_1_2", np.eye(3))
     np.savetxt(tmp_path / "extra/H_1_7", np.eye(3))
+    (write_bad_sequence(tmp_path, "empty", photograph) / "H_1_2").touch()
+    np.savetxt(write_bad_sequence(tmp_path, "nan", photograph) / "H_1_2", np.full((3, 3), np.nan))
+    (write_bad_sequence(tmp_path, "ragged", photograph) / "H_1_2").write_text("1 0 0\n0 1\n0 0 1")
+    np.savetxt(write_bad_sequence(tmp_path, "headless", photograph) / "H_1_2", np.eye(3))
+    (tmp_path / "headless/1.png").rename(tmp_path / "headless/01.png")
+    np.savetxt(write_bad_sequence(tmp_path, "gif", photograph) / "H_1_2", np.eye(3))
+    (tmp_path / "gif/2.png").rename(tmp_path / "gif/2.gif")
+    np.savetxt(write_bad_sequence(tmp_path, "twice", photograph) / "H_1_2", np.eye(3))
+    cv2.imwrite(str(tmp_path / "twice/1.ppm"), photograph)
     sequences, failures = find_sequences(tmp_path)
     assert [sequence.name for sequence in sequences] == ["good"]
-    assert set(failures) == {"missing", "words", "short", "singular", "extra"}
+    bad = {"missing", "words", "short", "singular", "extra", "empty", "nan", "ragged"}
+    assert set(failures) == bad | {"headless", "gif", "twice"}
     assert "missing/H_1_2: expected a homography file, got none" in failures["missing"]
     assert "words/H_1_2: expected a 3 x 3 matrix" in failures["words"]
-    assert "short/H_1_2: expected a finite 3 x 3 matrix, got shape (3,)" in failures["short"]
+    for name, got in (("short", "lines of 3"), ("empty", "an empty file"), ("ragged", "3, 2, 3")):
+        assert re.search(rf"{name}/H_1_2: expected a 3 x 3 matrix, .* got .*{got}", failures[name])
+    assert "nan/H_1_2: expected finite numbers, got [[nan" in failures["nan"]
+    assert "headless/H_1_2: expected an image 1.* beside it" in failures["headless"]
+    assert "gif/H_1_2: expected an image 2.* beside it" in failures["gif"]
+    assert ".ppm" in failures["gif"]
+    assert "twice: expected one image 1.*, got 1.png and 1.ppm" in failures["twice"]
     assert "singular/H_1_2: expected an invertible matrix" in failures["singular"]
     assert "extra/H_1_7: expected an image 7.* beside it" in failures["extra"]
+
+
+def test_a_root_that_is_a_sequence_has_its_folder_s_name(root, monkeypatch):
+    monkeypatch.chdir(root / "group/v_first")
+    (sequence,), _ = find_sequences(Path())
+    assert sequence.name == "v_first"
+
+
+def test_what_is_wrong_is_told_where_nothing_is_left(tmp_path, photograph):
+    write_bad_sequence(tmp_path, "missing", photograph)
+    np.savetxt(write_bad_sequence(tmp_path, "broken", photograph) / "H_1_2", np.eye(3))
+    (tmp_path / "broken/2.png").write_bytes(b"not a picture")
+    for module, protocol in (
+        (homography_matching, MatchingProtocol(methods=("upright",))),
+        (homography_pose, PoseProtocol(methods=("upright",))),
+    ):
+        with pytest.raises(
+            ValueError, match=r"missing/H_1_2: expected(.|\n)*2\.png: expected an im"
+        ):
+            module.run_benchmark(tmp_path, protocol)
+
+
+def test_images_too_small_for_any_point_are_refused(tmp_path, photograph):
+    np.savetxt(write_bad_sequence(tmp_path, "tiny", photograph) / "H_1_2", np.eye(3))
+    cv2.imwrite(str(tmp_path / "tiny/2.png"), photograph[:1, :1])
+    with pytest.raises(ValueError, match=r"2\.png: expected an image of at least .* got 1 x 1"):
+        homography_matching.run_benchmark(tmp_path, MatchingProtocol(methods=("upright",)))
 
 
 def test_empty_or_missing_root_is_refused(tmp_path):
@@ -120,6 +167,14 @@ def test_matching_rows_tell_oriented_from_upright(root):
     assert own["homography_within_5_px"] == 100.0
     assert own["seconds_detect"] > 0
     assert outcome.failures == {}
+
+
+def test_the_picture_counts_correct_matches_as_the_table_does(root):
+    protocol = MatchingProtocol(methods=("detector-all",), max_keypoints=200)
+    pair = list_pairs(find_sequences(root)[0], quick=False)[0]
+    (sample,) = homography_matching.measure_pair(pair, protocol)
+    shown = homography_matching.show_pair(pair, protocol)
+    assert shown.matches["detector-all"].inlier.sum() == sample.result.correct > 0
 
 
 def test_a_budget_of_keypoints_is_the_same_for_all_methods(root):
@@ -201,7 +256,9 @@ def test_protocol_that_leaves_no_pair_says_so(root):
     ("changes", "message"),
     [
         ({"max_keypoints": 0}, "max_keypoints: expected a finite number above 0, got 0"),
-        ({"zoom": -1.0}, "zoom: expected a finite number above 0"),
+        ({"zoom": -1.0}, "zoom: expected a factor from 1/8 to 8, got -1.0"),
+        ({"zoom": 1000.0}, "zoom: expected a factor from 1/8 to 8, got 1000.0"),
+        ({"rotate": math.nan}, "rotate: expected a finite number of degrees, got nan"),
         ({"corner_size": float("nan")}, "corner_size: expected a finite number above 0"),
         ({"detector": "surf"}, "detector: expected one of sift, orb, .* got 'surf'"),
         ({"descriptor": "surf"}, "descriptor: expected one of sift, orb, .* got 'surf'"),
@@ -302,6 +359,25 @@ def measure_even(unit):
     return [unit.name]
 
 
+def measure_unlike(unit):
+    if unit.name == "s/3":
+        raise KeyError("angle")
+    return measure_even(Unit(unit.name[-1]))
+
+
+def test_failures_say_how_many_pairs_and_what_was_not_foreseen():
+    units = [Unit(f"s/{number}") for number in range(4)] + [Unit("t/1")]
+    samples, failures = run_units(
+        measure_unlike, units, 1, lambda unit: unit.name[0], {"u": "is empty"}
+    )
+    assert samples == ["0", "2"]
+    assert failures == {
+        "u": "is empty",
+        "s": "1 of 4 pairs (1): 1 is odd; 1 of 4 pairs (3): KeyError: 'angle'",
+        "t": "1 is odd",
+    }
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_units_keep_their_order_and_failures_their_names(jobs):
     units = [Unit(str(number)) for number in range(5)]
@@ -311,7 +387,7 @@ def test_units_keep_their_order_and_failures_their_names(jobs):
 
 
 def test_nothing_measured_is_an_error():
-    with pytest.raises(ValueError, match="1: 1 is odd; 3: 3 is odd"):
+    with pytest.raises(ValueError, match="1: 1 is odd\n3: 3 is odd"):
         run_units(measure_even, [Unit("1"), Unit("3")], 1)
     with pytest.raises(ValueError, match="jobs: expected at least 1, got 0"):
         run_units(measure_even, [Unit("2")], 0)
@@ -332,7 +408,10 @@ def test_command_writes_json_and_prints_a_table(root, tmp_path, capsys):
     assert {"cpu", "threads", "commit", "opencv", "numpy"} <= set(content["environment"])
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:4] == ["method", "mma_1", "mma_3", "mma_5"]
-    assert [line.split()[0] for line in table[1:]] == ["upright", "detector"]
+    assert [line.split()[0] for line in table[1:3]] == ["upright", "detector"]
+    assert table[4].startswith("Time, ms: detect, pose and describe for an image")
+    assert table[5].split() == ["method", "detect", "pose", "describe", "match", "verify"]
+    assert float(table[6].split()[1]) > 0
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", ".cv-patchpose-cache"}
 
 
@@ -356,9 +435,10 @@ def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, 
     ("arguments", "message"),
     [
         (["stereo", "ROOT"], "benchmark: expected one of homography-matching, homography-pose"),
-        (["homography-pose", "ROOT", "--methods", "siift"], "methods: expected identity"),
+        (["homography-pose", "ROOT", "--methods", "siift"], "without a model of ours: identity"),
         (["homography-matching", "ROOT", "--descriptor", "surf"], "descriptor: expected one of"),
-        (["patchpose", "ROOT", "--detector", "orb"], "--detector: expected an option of patchpose"),
+        (["patchpose", "ROOT", "--detector", "orb"], "patchpose, got one of homography-"),
+        (["two-view", "ROOT", "--images", "3"], "of two-view, got one of patchpose only"),
         (["homography-pose", "ROOT", "--methods", "orinet"], "peer_weights: expected a folder"),
         (["homography-pose", "EMPTY"], "root: expected folders"),
     ],
@@ -373,6 +453,15 @@ def test_command_refuses_bad_arguments(root, tmp_path, capsys, arguments, messag
     assert main(["evaluate", *arguments, *methods, "-o", str(output)]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_help_names_the_methods_and_their_limits(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    assert all(model in text.replace("- ", "-") for model in BUNDLED_MODELS)
+    assert "(all but sift, orb, akaze, brisk), detector is SIFT's gradient rule" in text
+    assert "not that of the baseline" in text
 
 
 def test_command_checks_the_output_first(root, tmp_path, capsys):

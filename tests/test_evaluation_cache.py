@@ -233,7 +233,9 @@ def fail(unit):
 def test_a_group_s_failures_are_told_once():
     units = [Unit("scene/a", 0), Unit("scene/b", 1), Unit("scene/c", 3), Unit("scene/d", 2)]
     _, failures = run_units(fail, units, 1, lambda unit: unit.name.partition("/")[0])
-    assert failures == {"scene": "1: broken; 0: broken"}
+    assert failures == {
+        "scene": "2 of 4 pairs (the first b): 1: broken; 1 of 4 pairs (d): 0: broken"
+    }
 
 
 def test_command_keeps_results_beside_its_output(root, tmp_path, capsys):

@@ -12,6 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from cv_patchpose.descriptors import rule_for
+from cv_patchpose.evaluation.controls import AffineShape, AngleOnly
 from cv_patchpose.evaluation.description import Features, describe_keypoints
 from cv_patchpose.evaluation.detection import DETECTORS, SCALELESS_DETECTORS, detect
 from cv_patchpose.evaluation.interface import MethodSettings
@@ -212,10 +213,42 @@ def test_what_a_descriptor_does_not_read_is_no_warning(view, toy_model, descript
     assert len(load_method(str(toy_model), MethodSettings()).pose(view.image, found, descriptor))
 
 
-@pytest.mark.parametrize("spec", ["sift", "polar:two", "polar@size", ":2", "", "upright@naive"])
+@pytest.mark.parametrize("spec", ["sift", "polar:two", "polar@size", ":2", ""])
 def test_unknown_method_lists_the_accepted_ones(spec):
-    with pytest.raises(ValueError, match=r"methods: expected identity, upright, .* got"):
+    with pytest.raises(ValueError, match=f"methods: expected one of these, got '{spec}'") as error:
         load_method(spec, MethodSettings())
+    lines = str(error.value).splitlines()
+    for start in ("without a model of ours: identity", "learned: polar", "behind", "your own"):
+        assert any(line.startswith(start) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("upright:2", "expected upright as it is .* only learned methods take :K"),
+        ("upright@naive", "expected upright as it is .* got 'upright@naive'"),
+        ("polar:0", "expected at least 1 behind the colon, got 'polar:0'"),
+    ],
+)
+def test_what_a_method_does_not_take_is_told(spec, message):
+    with pytest.raises(ValueError, match=f"methods: {message}"):
+        load_method(spec, MethodSettings())
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([0.0], r"expected angles of shape \(3,\), got \(1,\)"),
+        ([0.0, np.nan, np.inf], "expected finite angles, got .* for 2 of 3 points, the first 1"),
+    ],
+)
+def test_what_a_user_s_estimator_returns_is_checked(view, sift_detections, found, message):
+    method = AngleOnly(lambda image, xy_px, window_px: found, 12.0)
+    with pytest.raises(ValueError, match=f"estimator: {message}"):
+        method.estimate(view.image, sift_detections.points.take(np.arange(3)))
+    shapes = AffineShape(lambda image, xy_px, window_px: np.eye(2), 12.0)
+    with pytest.raises(ValueError, match=r"expected shapes of shape \(3, 2, 2\), got \(2, 2\)"):
+        shapes.estimate(view.image, sift_detections.points.take(np.arange(3)))
 
 
 def test_missing_model_file_is_named(tmp_path):

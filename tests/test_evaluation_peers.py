@@ -159,7 +159,9 @@ def test_learned_poses_of_a_peer_s_points(photograph, weights, toy_model):
 def test_absent_weights_are_named_before_the_work(tmp_path, options, file_name):
     options = {"methods": ("upright",)} | options
     for folder in (None, tmp_path):
-        with pytest.raises(ValueError, match=f"peer_weights: expected a .*{file_name}"):
+        with pytest.raises(
+            ValueError, match=f"expected a .*{file_name}.*from https://.*{file_name}"
+        ):
             load_pipeline(MatchingProtocol(**options, peer_weights=folder))
 
 
@@ -170,7 +172,8 @@ def test_other_weights_are_named(tmp_path, content):
         torch.save(feature.OriNet(pretrained=False).state_dict(), path)
     else:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="peer_weights: expected weights of tfeat in .*tfeat-lib"):
+    expected = "peer_weights: expected weights of tfeat in .*tfeat-lib.*; download it from https://"
+    with pytest.raises(ValueError, match=expected):
         PatchDescriptor("tfeat", tmp_path)
 
 
@@ -199,6 +202,14 @@ def test_files_that_are_no_peer_are_named(tmp_path):
     (tmp_path / "empty.py").touch()
     with pytest.raises(ValueError, match=r"expected a function load_method\(settings\) in .*empty"):
         load_method(str(tmp_path / "empty.py"), MethodSettings())
+    (tmp_path / "wrong.py").write_text("def load_method(settings)\n")
+    with pytest.raises(
+        ValueError, match=r"expected Python that runs in .*wrong\.py, got SyntaxErr"
+    ):
+        load_method(str(tmp_path / "wrong.py"), MethodSettings())
+    (tmp_path / "none.py").write_text("def load_method(settings): pass\n")
+    with pytest.raises(ValueError, match=r"in .*none\.py to return a method, .* got None without"):
+        load_method(str(tmp_path / "none.py"), MethodSettings())
 
 
 @pytest.mark.shared_data

@@ -6,7 +6,9 @@ import base64
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from cv_patchpose.evaluation.examples import choose_methods, draw_examples
 from cv_patchpose.evaluation.homography_matching import MatchingProtocol
 from cv_patchpose.evaluation.page import render_page
 from cv_patchpose.evaluation.plots import draw_plots
-from cv_patchpose.evaluation.report import format_csv, list_figures
+from cv_patchpose.evaluation.report import format_csv, list_figures, strip_folders
 from cv_patchpose.evaluation.report_folder import short_names
 from cv_patchpose.evaluation.results import PairResult, TwoViewResult
 from cv_patchpose.evaluation.samples import Sample, ShownPair
@@ -95,7 +97,13 @@ def test_the_page_is_whole_and_needs_nothing_else(report):
     assert all((report / target).is_file() for target in page.attributes("href"))
     for method in METHODS:
         assert method in page.text
-    for word in ("homography-matching", "max_keypoints", "Most gained", "turned, pair 1-2"):
+    for word in (
+        "homography-matching",
+        "max_keypoints",
+        "Most gained",
+        "turned, pair 1-2",
+        "verify",
+    ):
         assert word in page.text
     pictures = page.pictures()
     assert len(pictures) == 3 + 2  # curves, cost, histogram; the best pair and the worst
@@ -152,10 +160,11 @@ def test_a_report_in_place_of_a_file_is_refused(root, tmp_path, capsys):
     assert "report: expected a folder, got the file" in capsys.readouterr().err
 
 
-def test_the_first_method_is_compared_with_the_last_learned_one():
-    assert choose_methods(["detector", "polar", "a.onnx:2", "orinet"]) == ("detector", "a.onnx:2")
+def test_the_first_method_is_compared_with_the_first_learned_one():
+    assert choose_methods(["detector", "upright", "polar", "a.onnx:2"]) == ("detector", "polar")
+    assert choose_methods(["polar", "orinet", "a.onnx:2"]) == ("polar", "a.onnx:2")
     assert choose_methods(["detector", "upright@describe", "peer.py"]) == ("detector", "peer.py")
-    assert choose_methods(["polar", "detector"]) is None
+    assert choose_methods(["polar", "detector"]) == ("polar", "detector")
     assert choose_methods(["detector"]) is None
 
 
@@ -171,7 +180,7 @@ def test_best_and_worst_pairs_are_those_that_gain_and_lose_most():
     def show(unit, protocol):
         shown.append((unit, protocol.methods))
         nothing = Matches((0, 0), *np.zeros((2, 0, 2), np.float32), np.zeros(0, bool))
-        image = np.zeros((40, 60, 3), np.uint8)
+        image = np.full((40, 60, 3), 20 * "acdbe".index(unit), np.uint8)
         return ShownPair(image, image, dict.fromkeys(protocol.methods, nothing))
 
     protocol = MatchingProtocol(methods=("detector", "identity", "upright"))
@@ -204,6 +213,66 @@ def test_two_views_are_plotted_by_difficulty():
     (first, *_), header = list_figures(samples), format_csv(list_figures(samples)).splitlines()[0]
     assert header.startswith("sequence,pair,method,difficulty,error_deg,maa_5,maa_10")
     assert first["error_deg"] == np.inf
+
+
+def test_what_quick_leaves_is_told_and_folders_are_not(root, toy_model, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(root / "turned", tree / "turned")
+    shutil.copytree(root / "turned", tree / "broken")
+    (tree / "broken/H_1_2").unlink()
+    methods = f"upright,{toy_model},detector"
+    arguments = ["homography-matching", str(tree), "--methods", methods, "--quick"]
+    arguments += ["--peer-weights", str(tmp_path / "weights"), "--report", str(tmp_path / "out")]
+    assert main(["evaluate", *arguments]) == 1
+    content = json.loads((tmp_path / "out/report.json").read_text())
+    assert content["protocol"]["max_keypoints"] == 500
+    assert content["protocol"]["peer_weights"] == "weights"
+    assert content["failures"] == {"broken": "broken/H_1_2: expected a homography file, got none"}
+    page = Page((tmp_path / "out/report.html").read_text())
+    assert str(tmp_path) not in page.text
+    assert toy_model.name in page.text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/data/a b/s/2.png: expected x, got /home/me/y.npy", "s/2.png: expected x, got y.npy"),
+        ("download it from https://a.org/b/c.pth, 1/8 to 8", None),
+    ],
+)
+def test_of_paths_what_is_below_the_root_is_left(text, left):
+    assert strip_folders(text, Path("/data/a b")) == (left or text)
+
+
+def test_the_same_picture_is_shown_once():
+    samples = [
+        Sample("s", pair, method, PairResult(method, 20, 50, correct, [0.1] * 10))
+        for pair in "abcd"
+        for method, correct in (("detector", 10), ("upright", 10))
+    ]
+    nothing = Matches((0, 0), *np.zeros((2, 0, 2), np.float32), np.zeros(0, bool))
+
+    def show(unit, protocol):
+        image = np.full((40, 60, 3), 40 * (unit in "ab"), np.uint8)
+        return ShownPair(image, image, dict.fromkeys(protocol.methods, nothing))
+
+    protocol = MatchingProtocol(methods=("detector", "upright"))
+    units = {("s", pair): pair for pair in "abcd"}
+    examples = draw_examples(samples, units, show, protocol, short_names(protocol.methods))
+    assert [len(examples.best), len(examples.worst)] == [1, 1]
+
+
+def test_the_last_bin_holds_what_is_beyond():
+    pictures = []
+    for worst in (30.0, 1e6, np.inf):
+        samples = [
+            Sample("s", str(n), "m", PairResult("m", 9, 9, 9, [0.1] * 10, corner_error=error))
+            for n, error in enumerate((0.5, 1.0, worst))
+        ]
+        (plot,) = draw_plots([{"method": "m"}], samples, {"m": "m"})
+        pictures.append(plot.png)
+    assert "all from 10 px on" in plot.note
+    assert len({*pictures}) == 1
 
 
 def test_absent_values_are_empty_cells():

@@ -26,6 +26,7 @@ from cv_patchpose.evaluation.cameras import (
 from cv_patchpose.evaluation.description import Features
 from cv_patchpose.evaluation.geometry import (
     corner_error_px,
+    epipolar_error_px,
     estimate_homography,
     estimate_relative_pose,
 )
@@ -162,6 +163,15 @@ class TestGeometry:
         assert pose_error_deg(fit.pose, relative_pose(first, second)) < 1
         assert fit.inlier[120:].mean() > 0.8
         assert fit.inlier[:120].mean() < 0.2
+
+    def test_epipolar_error_is_the_distance_from_the_line(self, points):
+        first, second = camera(), camera(0, (-2, 0, 0))  # side by side: the lines are rows
+        xy1, xy2 = see(first, points), see(second, points)
+        assert_allclose(epipolar_error_px(xy1, xy2, first, second), 0, atol=1e-9)
+        moved = epipolar_error_px(xy1, xy2 + [50, 4], first, second)
+        assert_allclose(moved, 4)
+        turned = camera(20, (-2, 0.2, 0.5), focal=600)
+        assert_allclose(epipolar_error_px(xy1, see(turned, points), first, turned), 0, atol=1e-9)
 
     @pytest.mark.parametrize("count", [0, 3, 4])
     def test_too_few_matches_give_nothing(self, points, count):
@@ -318,17 +328,37 @@ class TestScenes:
             (tree / name / "cameras.json").write_text(text)
         path = tree / "motorcycle/cameras.json"
         cameras = json.loads(path.read_text())
-        path.write_text(json.dumps(cameras | {"c.png": cameras["a.png"], "d.png": {"K": [1]}}))
+        bad = {"c.png": cameras["a.png"], "d.png": {"K": [1]}}
+        bad |= {"e.png": cameras["a.png"] | {"width": "x"}, "b.ppm": cameras["b.png"]}
+        path.write_text(json.dumps(cameras | bad))
+        (tree / "motorcycle/images/b.ppm").write_bytes(b"")
+        for name, text in (("nothing", "{}"), ("single", json.dumps({"a.png": cameras["a.png"]}))):
+            (tree / name).mkdir()
+            (tree / name / "cameras.json").write_text(text)
         pairs, failures = find_pairs(tree)
         assert [pair.name for pair in pairs] == ["motorcycle/a-b"]
         assert "broken/cameras.json: expected JSON" in failures["broken"]
         assert "expected an object from file names to cameras" in failures["list"]
         assert "images/c.png: expected a file, got none" in failures["motorcycle/c.png"]
         assert "d.png: K: expected shape (3, 3), got (1,)" in failures["motorcycle/d.png"]
+        assert "e.png: expected width and height in whole" in failures["motorcycle/e.png"]
+        assert "b.ppm: expected names that differ before" in failures["motorcycle/b.ppm"]
+        for name in ("nothing", "single"):
+            assert "expected two images or more" in failures[name]
 
     def test_bad_imc_scenes_are_named(self, imc_root, tmp_path):
-        trees = [copy_tree(imc_root, tmp_path / name) for name in ("no_h5", "no_pairs", "words")]
+        h5py = pytest.importorskip("h5py")
+        names = ("no_h5", "no_pairs", "words", "empty", "npz", "bad_h5", "group", "no_images")
+        trees = [copy_tree(imc_root, tmp_path / name) for name in names]
         folders = [tree / "motorcycle/set_100" for tree in trees]
+        (folders[3] / "new-vis-pairs/keys-th-0.1.npy").write_bytes(b"")
+        np.savez(folders[4] / "keys.npz", a=np.eye(2))
+        (folders[4] / "keys.npz").rename(folders[4] / "new-vis-pairs/keys-th-0.1.npy")
+        (folders[5] / "calibration/calibration_left-1.h5").write_bytes(b"words")
+        with h5py.File(folders[6] / "calibration/calibration_left-1.h5", "w") as file:
+            file.create_group("K")
+            file["R"] = np.eye(3)
+        (folders[7] / "images").rename(folders[7] / "pictures")
         (folders[0] / "calibration/calibration_left-1.h5").unlink()
         (folders[1] / "new-vis-pairs/keys-th-0.1.npy").unlink()
         np.save(folders[2] / "new-vis-pairs/keys-th-0.1.npy", np.eye(2))
@@ -337,7 +367,12 @@ class TestScenes:
         scene = "motorcycle/set_100"
         assert "calibration_left-1.h5: expected a file" in failures[f"no_h5/{scene}/left-1"]
         assert "keys-th-0.1.npy: expected a file, got none" in failures[f"no_pairs/{scene}"]
-        assert "expected an array of strings" in failures[f"words/{scene}"]
+        for name in ("words", "empty", "npz"):
+            assert "keys-th-0.1.npy: expected an array of strings" in failures[f"{name}/{scene}"]
+        assert "left-1.h5: expected an HDF5 file" in failures[f"bad_h5/{scene}/left-1"]
+        assert "left-1.h5: expected K, got only R" in failures[f"group/{scene}/left-1"]
+        assert "images: expected a folder, got none" in failures[f"no_images/{scene}"]
+        assert "keys-th-0.1.npy: expected pairs of images" in failures[f"group/{scene}"]
 
     def test_unknown_layout_lists_the_known_ones(self, tmp_path):
         with pytest.raises(ValueError, match=r"root: expected folders with cameras\.json and"):
@@ -355,6 +390,15 @@ class TestBenchmark:
         assert own["maa_10"] > 0.6 > upright["maa_10"]
         assert own["inliers"] > 50 > upright["inliers"]
         assert own["keypoints"] <= 800
+
+    def test_the_picture_shows_what_agrees_with_the_true_pose(self, root):
+        (pair,), _ = find_pairs(root)
+        protocol = TwoViewProtocol(
+            methods=("upright", "detector"), matcher="mutual", max_keypoints=400, rotate=60
+        )
+        matches = two_view.show_pair(pair, protocol).matches
+        upright, own = (matches[name].inlier for name in protocol.methods)
+        assert own.mean() > 0.5 > 0.1 > upright.mean()
 
     def test_turns_are_the_same_in_every_run_and_differ_between_images(self):
         pair = TestScores.pair
@@ -389,7 +433,17 @@ class TestBenchmark:
         outcome = two_view.run_benchmark(tree, protocol)
         assert outcome.rows[0]["pairs"] == 1
         assert set(outcome.failures) == {"motorcycle"}  # once, not for every pair of the image
+        assert outcome.failures["motorcycle"].startswith("2 of 3 pairs (the first a-c): ")
         assert outcome.failures["motorcycle"].count("c.png: expected an image file") == 1
+
+    def test_one_bad_scene_does_not_lose_the_others(self, root, tmp_path, capsys):
+        tree = copy_tree(root, tmp_path / "tree")
+        (tree / "other/calibration").mkdir(parents=True)
+        arguments = ["two-view", str(tree), "--methods", "upright", "--max-keypoints", "100"]
+        assert main(["evaluate", *arguments, "-o", str(tmp_path / "out.json")]) == 1
+        assert "not measured: other: " in capsys.readouterr().err
+        failures = json.loads((tmp_path / "out.json").read_text())["failures"]
+        assert failures == {"other": "other/images: expected a folder, got none"}
 
     def test_an_image_of_another_size_than_calibrated_is_refused(self, root, tmp_path):
         tree = copy_tree(root, tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cv_patchpose.detectors import detector_traits
 from cv_patchpose.evaluation import (
     homography_matching,
     homography_pose,
@@ -19,8 +20,16 @@ from cv_patchpose.evaluation import (
 from cv_patchpose.evaluation.description import DESCRIPTORS
 from cv_patchpose.evaluation.detection import DETECTORS, PEER_DETECTORS
 from cv_patchpose.evaluation.matchers import MATCHERS
-from cv_patchpose.evaluation.methods import CONTROLS
-from cv_patchpose.evaluation.report import describe_environment, format_json, format_table
+from cv_patchpose.evaluation.methods import METHODS_HELP
+from cv_patchpose.evaluation.pipeline import PipelineOptions
+from cv_patchpose.evaluation.report import (
+    STAGES_TITLE,
+    describe_environment,
+    format_json,
+    format_table,
+    stage_rows,
+    strip_folders,
+)
 from cv_patchpose.evaluation.report_folder import PAGE, prepare_report, write_report
 from cv_patchpose.evaluation.runner import require_choice
 from cv_patchpose.files import check_output, write_file
@@ -36,6 +45,7 @@ _BENCHMARKS: dict[str, tuple[ModuleType, type[Any]]] = {
 _ON_DATASETS: dict[str, tuple[ModuleType, type[Any]]] = {
     "patchpose": (patch_pairs, patch_pairs.PatchPairsProtocol),
 }
+_WITH_ANGLE = [name for name in DETECTORS if detector_traits(name).measures == "pose"]
 _CACHE = ".cv-patchpose-cache"
 _OPTIONS = {
     field.name
@@ -47,7 +57,9 @@ _OPTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; options left out keep the protocol's default."""
     names = ", ".join(_BENCHMARKS)
-    parser.add_argument("benchmark", metavar="BENCHMARK", help=f"one of {names}")
+    parser.add_argument("benchmark", metavar="BENCHMARK",
+            help=f"one of {names}. The difficulty of two-view is the angle between the optical "
+            "axes, not that of the baseline, for which 3-D points would be needed")  # fmt: skip
     parser.add_argument("root", type=Path, metavar="ROOT",
                         help="folder of sequences, of images, or a PatchPose dataset")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, help="JSON file to write")
@@ -62,10 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("protocol").add_argument
     absent = argparse.SUPPRESS
     options("--methods", type=_comma_list, required=True, metavar="A,B,...",
-            help=f"{', '.join(CONTROLS)}, polar, or a path to an ONNX file; learned ones take :K "
-            "for the K best poses, @angle or @scale to write only that, @naive to leave octave and "
-            "class_id as detected, @describe for rectified patches; or a path to a Python file "
-            "with load_method(settings)")  # fmt: skip
+            help=f"{'. '.join(METHODS_HELP)}. With detectors that measure no angle (all but "
+            f"{', '.join(_WITH_ANGLE)}), detector is SIFT's gradient rule")  # fmt: skip
     options("--detector", default=absent,
             help=f"one of {', '.join((*DETECTORS, *PEER_DETECTORS))} (default sift)")  # fmt: skip
     options("--descriptor", default=absent,
@@ -118,18 +128,20 @@ def run(args: argparse.Namespace) -> int:
     module, protocol_class = _find_benchmark(args)
     protocol = _build_protocol(args, protocol_class)
     outcome = module.run_benchmark(args.root, protocol, args.jobs, _cache_folder(args))
-    settings = dataclasses.asdict(protocol)
-    settings.pop("kept", None)  # where files are is nobody else's business
     content = {
         "benchmark": args.benchmark,
-        "protocol": {"root": args.root.name, **settings},
+        "protocol": {"root": args.root.resolve().name, **_effective(protocol)},
         "rows": outcome.rows,
-        "failures": outcome.failures,
+        "failures": {
+            name: strip_folders(what, args.root) for name, what in outcome.failures.items()
+        },
         "environment": describe_environment(),
     }
     if args.output:
         write_file(args.output, format_json(content).encode())
     print(format_table(outcome.rows))
+    if stages := stage_rows(outcome.rows):
+        print(f"\n{STAGES_TITLE}\n{format_table(stages)}")
     if args.report:
         show = getattr(module, "show_pair", None)
         write_report(args.report, content, outcome, protocol, show)
@@ -140,6 +152,17 @@ def run(args: argparse.Namespace) -> int:
     for name, what in outcome.failures.items():
         print(f"not measured: {name}: {what}", file=sys.stderr)
     return int(bool(outcome.failures))
+
+
+def _effective(protocol: Any) -> dict[str, Any]:
+    """Return a protocol's fields, with the number of points that --quick leaves."""
+    fields = dataclasses.asdict(protocol)
+    if isinstance(protocol, PipelineOptions):
+        fields["max_keypoints"] = protocol.points
+        del fields["kept"]  # where files are is nobody else's business
+    if isinstance(protocol, homography_pose.PoseProtocol):
+        fields["max_keypoints"] = protocol.most_points
+    return fields
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -172,8 +195,16 @@ def _build_protocol(args: argparse.Namespace, protocol_class: type[Any]) -> Any:
     for name in sorted(given.keys() - fields):
         option = "--" + name.replace("_", "-")
         what = f"{args.benchmark} on a dataset" if is_dataset(args.root) else args.benchmark
-        raise ValueError(f"{option}: expected an option of {what}, got one of another")
+        owners = [key for key, (_, protocol) in _BENCHMARKS.items() if _has(protocol, name)]
+        owners += [f"{k} on a dataset" for k, (_, each) in _ON_DATASETS.items() if _has(each, name)]
+        raise ValueError(
+            f"{option}: expected an option of {what}, got one of {', '.join(owners)} only"
+        )
     return protocol_class(**given)
+
+
+def _has(protocol_class: type[Any], option: str) -> bool:
+    return option in {field.name for field in dataclasses.fields(protocol_class)}
 
 
 def _comma_list(text: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ class AngleOnly:
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
         """Return angles and no sizes."""
         xy_px, window_px = _supports(keypoints, self.magnification, self.window_px)
-        angle_deg = self.estimator(image, xy_px, window_px)
+        angle_deg = _checked(self.estimator(image, xy_px, window_px), "angles", (len(xy_px),))
         return Estimates(np.full(len(xy_px), np.nan), angle_deg)
 
 
@@ -191,7 +192,22 @@ class AffineShape:
         return Estimates(np.full(len(keypoints), np.nan), angle_deg)
 
     def _shapes(self, image: Image, keypoints: KeypointArrays) -> NDArray[np.float64]:
-        return self.estimator(image, *_supports(keypoints, self.magnification, self.window_px))
+        shape = self.estimator(image, *_supports(keypoints, self.magnification, self.window_px))
+        return _checked(shape, "shapes", (len(keypoints), 2, 2))
+
+
+def _checked(found: Any, what: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Refuse what an estimator, perhaps a user's, must not return: it would be scored silently."""
+    values = np.asarray(found, np.float64)
+    if values.shape != shape:
+        raise ValueError(f"estimator: expected {what} of shape {shape}, got {values.shape}")
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        raise ValueError(
+            f"estimator: expected finite {what}, got NaN or infinity for {len(bad)} of "
+            f"{len(values)} points, the first {bad[0]}"
+        )
+    return values
 
 
 def _supports(

@@ -47,14 +47,15 @@ class Examples:
 
 
 def choose_methods(methods: Sequence[str]) -> tuple[str, str] | None:
-    """Choose what is compared: the first method and the last learned one, or the last one.
+    """Choose what is compared: the first method and the first learned one behind it, or the last.
 
     Returns:
-        The two, or None where they are one and the same.
+        The two, or None where there is only one.
     """
-    learned = [method for method in methods if is_learned(method)]
-    before, after = methods[0], (learned or methods)[-1]
-    return None if before == after else (before, after)
+    before, *others = methods
+    if not others:
+        return None
+    return before, next(filter(is_learned, others), others[-1])
 
 
 def draw_examples(
@@ -89,14 +90,15 @@ def draw_examples(
 
     before, after = (names[method] for method in methods)
     rule = (
-        f"Before: {before}, the first method. After: {after}, the last learned one, or else the "
-        f"last. Pairs are ranked by how much the second is ahead in {pairs[ranked[0]][0].MERIT}."
+        f"Before: {before}, the first method. After: {after}, the first learned one behind it, or "
+        "else the last. Pairs are ranked by how much the second is ahead in "
+        f"{pairs[ranked[0]][0].MERIT}."
     )
-    return Examples(
-        rule,
-        best=tuple(draw(pair) for pair in ranked[::-1][: max(count, 1)]),
-        worst=tuple(draw(pair) for pair in ranked[:count]),
-    )
+    best, worst = ranked[::-1][: max(count, 1)], ranked[:count]
+    drawn = {pair: draw(pair) for pair in (*best, *worst)}
+    first = {drawn[pair].jpeg: pair for pair in reversed(drawn)}  # data sets share photographs
+    best, worst = ([p for p in group if first[drawn[p].jpeg] == p] for group in (best, worst))
+    return Examples(rule, tuple(map(drawn.__getitem__, best)), tuple(map(drawn.__getitem__, worst)))
 
 
 def _results_by_pair(

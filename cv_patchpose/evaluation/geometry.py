@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.evaluation.cameras import Camera, RelativePose
+from cv_patchpose.evaluation.cameras import Camera, RelativePose, relative_pose
 from cv_patchpose.homography import project
 
 _HOMOGRAPHY_PX = 3.0
@@ -70,6 +70,33 @@ def corner_error_px(
         offset = project(estimated, corners) - project(homography, corners)
     error = float(np.linalg.norm(offset, axis=1).mean())
     return error if math.isfinite(error) else math.inf
+
+
+def epipolar_error_px(
+    xy1_px: NDArray[np.float64], xy2_px: NDArray[np.float64], camera1: Camera, camera2: Camera
+) -> NDArray[np.float64]:
+    """Distance of matches from each other's epipolar lines under the true cameras.
+
+    Args:
+        xy1_px: (M, 2) places in image 1.
+        xy2_px: (M, 2) places in image 2.
+        camera1: The camera of image 1.
+        camera2: Likewise.
+
+    Returns:
+        (M,) pixels, the larger one of the two images.
+    """
+    true = relative_pose(camera1, camera2)
+    essential = np.cross(np.eye(3), true.translation) @ true.rotation
+    inverse1, inverse2 = (np.linalg.inv(camera.intrinsics) for camera in (camera1, camera2))
+    fundamental = inverse2.T @ essential @ inverse1
+    points1, points2 = (np.column_stack([xy, np.ones(len(xy))]) for xy in (xy1_px, xy2_px))
+    lines1, lines2 = points2 @ fundamental, points1 @ fundamental.T
+    offset = np.abs(np.sum(points2 * lines2, axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):  # an epipole lies on no line
+        return np.asarray(
+            np.maximum(*(offset / np.hypot(each[:, 0], each[:, 1]) for each in (lines1, lines2)))
+        )
 
 
 @dataclass(frozen=True, eq=False)

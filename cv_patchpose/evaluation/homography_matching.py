@@ -15,25 +15,27 @@ from cv_patchpose.evaluation.geometry import corner_error_px, estimate_homograph
 from cv_patchpose.evaluation.kept import keep_in
 from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import (
-    CORRECT_PX,
     MMA_NAMES,
     count_distinct_correct,
+    distinct_correct,
     homography_accuracy,
     matching_accuracy,
     median_seconds,
 )
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
 from cv_patchpose.evaluation.results import PairResult
-from cv_patchpose.evaluation.runner import Outcome, measure_units, require_positive
+from cv_patchpose.evaluation.runner import Outcome, measure_units, tell_failures
 from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.sequences import (
     PlanarPair,
     View,
     find_sequences,
     list_pairs,
+    read_photograph,
+    require_view,
+    sequence_of,
     turn_image,
 )
-from cv_patchpose.files import read_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 from cv_patchpose.matching import Matches
 
@@ -57,7 +59,7 @@ class MatchingProtocol(PipelineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(zoom=self.zoom)
+        require_view(self.rotate, self.zoom)
         if self.min_zoom_change is not None and not self.min_zoom_change > 1:
             raise ValueError(f"min_zoom_change: expected above 1, got {self.min_zoom_change}")
 
@@ -80,19 +82,16 @@ def run_benchmark(
     sequences, failures = find_sequences(root)
     pairs = list_pairs(sequences, protocol.quick)
     _features.cache_clear()  # the files may have changed since
-    samples, failed = measure_units(
-        measure_pair,
-        PairResult,
-        pairs,
-        replace(protocol, kept=keep_in(cache, protocol)),
-        jobs=jobs,
-        cache=cache,
-    )
+    samples, failures = measure_units(
+        measure_pair, PairResult, pairs, replace(protocol, kept=keep_in(cache, protocol)),
+        jobs=jobs, cache=cache, group=sequence_of, known=failures,
+    )  # fmt: skip
     if not samples:
-        raise ValueError(f"root: expected pairs that meet the protocol, got none under {root}")
+        what = f"root: expected pairs that meet the protocol, got none under {root}"
+        raise ValueError("\n".join([what, tell_failures(failures)]).strip())
     rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
-    return Outcome(rows, failures | failed, samples, units)
+    return Outcome(rows, failures, samples, units)
 
 
 def measure_pair(pair: PlanarPair, protocol: MatchingProtocol) -> list[Sample[PairResult]]:
@@ -126,23 +125,29 @@ def show_pair(pair: PlanarPair, protocol: MatchingProtocol) -> ShownPair:
         features1, features2 = (each[name] for each in features)
         found = match_features(features1, features2, protocol.matcher)
         xy1, xy2 = features1.xy_px[found[:, 0]], features2.xy_px[found[:, 1]]
-        correct = np.linalg.norm(project(homography, xy1) - xy2, axis=1) <= CORRECT_PX
+        correct = distinct_correct(xy1, xy2, _error_px(homography, xy1, xy2))
         counts = (len(features1.keypoints), len(features2.keypoints))
         matches[name] = Matches(counts, xy1.astype(np.float32), xy2.astype(np.float32), correct)
-    return ShownPair(view1.image, view2.image, matches, "correct")
+    return ShownPair(view1.image, view2.image, matches, "distinct and correct")
+
+
+def _error_px(
+    homography: NDArray[np.float64], xy1: NDArray[np.float64], xy2: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.norm(project(homography, xy1) - xy2, axis=1))
 
 
 def _read_pair(
     pair: PlanarPair, protocol: MatchingProtocol
 ) -> tuple[View, View, NDArray[np.float64]]:
-    view1 = turn_image(read_image(pair.first))
-    view2 = turn_image(read_image(pair.target.path), protocol.rotate, protocol.zoom)
+    view1 = turn_image(read_photograph(pair.first))
+    view2 = turn_image(read_photograph(pair.target.path), protocol.rotate, protocol.zoom)
     return view1, view2, view2.from_photo @ pair.target.homography
 
 
 @lru_cache(maxsize=_IMAGES_KEPT)
 def _features(path: Path, protocol: MatchingProtocol) -> dict[str, Features]:
-    return load_pipeline(protocol).compute(turn_image(read_image(path)))
+    return load_pipeline(protocol).compute(turn_image(read_photograph(path)))
 
 
 def summarize(results: list[PairResult], method: str) -> dict[str, float | str]:
@@ -187,7 +192,7 @@ def score_pair(
     estimated = estimate_homography(*distinct_places(features1, features2, matches))
     seconds["verify"] = time.perf_counter() - start - seconds["match"]
     xy1, xy2 = features1.xy_px[matches[:, 0]], features2.xy_px[matches[:, 1]]
-    error_px = np.linalg.norm(project(homography, xy1) - xy2, axis=1)
+    error_px = _error_px(homography, xy1, xy2)
     return PairResult(
         method=method,
         keypoints=(len(features1.keypoints) + len(features2.keypoints)) / 2,

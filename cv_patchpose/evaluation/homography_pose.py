@@ -31,6 +31,7 @@ from cv_patchpose.evaluation.sequences import (
     View,
     find_sequences,
     list_pairs,
+    sequence_of,
     turn_image,
 )
 from cv_patchpose.files import read_image
@@ -104,15 +105,16 @@ def run_benchmark(
     _methods(protocol)
     sequences, failures = find_sequences(root)
     pairs = list_pairs(sequences, protocol.quick)
-    samples, failed = measure_units(
-        measure_pair, PoseErrors, pairs, protocol, jobs=jobs, cache=cache
-    )
+    samples, failures = measure_units(
+        measure_pair, PoseErrors, pairs, protocol,
+        jobs=jobs, cache=cache, group=sequence_of, known=failures,
+    )  # fmt: skip
     rows = [
         {"method": name, **summarize_pose_errors(results_of(samples, name))}
         for name in protocol.methods
     ]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
-    return Outcome(rows, failures | failed, samples, units)
+    return Outcome(rows, failures, samples, units)
 
 
 def measure_pair(pair: PlanarPair, protocol: PoseProtocol) -> list[Sample[PoseErrors]]:

@@ -34,6 +34,13 @@ CONTROLS = (
     "affnet",
     "orinet+affnet",
 )
+METHODS_HELP = (
+    f"without a model of ours: {', '.join(CONTROLS)}",
+    f"learned: {', '.join(BUNDLED_MODELS)}, or a path to an ONNX file; behind it :K for the K best "
+    "poses, @angle or @scale to write only that, @naive to leave octave and class_id as detected",
+    "behind any of these: @describe for rectified patches",
+    "your own: a path to a Python file with a function load_method(settings)",
+)
 _PEERS = ("orinet", "affnet", "orinet+affnet")
 # Windows of OriNet and AffNet in characteristic sizes: what kornia's frames of 6 sizes span.
 PEER_MAGNIFICATION = 12.0
@@ -87,10 +94,20 @@ def _load_file(path: Path, settings: MethodSettings) -> Method:
     """Make the method that a Python file of the user's defines."""
     if not path.is_file():
         raise ValueError(f"methods: expected a Python file, got {str(path)!r}")
-    load = runpy.run_path(str(path)).get("load_method")
+    try:
+        load = runpy.run_path(str(path)).get("load_method")
+    except Exception as error:  # anyone's code
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"methods: expected Python that runs in {path}, got {what}") from error
     if not callable(load):
         raise ValueError(f"methods: expected a function load_method(settings) in {path}, got none")
     method: Method = load(settings)
+    absent = [name for name in ("route", "pose", "estimate") if not hasattr(method, name)]
+    if absent:
+        raise ValueError(
+            f"methods: expected load_method(settings) in {path} to return a method, such as "
+            f"controls.AngleOnly makes of a function, got {method!r} without {', '.join(absent)}"
+        )
     return method
 
 
@@ -134,12 +151,16 @@ def require_one_pose(specs: Sequence[str]) -> None:
 
 def _load_learned(spec: str, settings: MethodSettings) -> Learned:
     match = _LEARNED_SPEC.fullmatch(spec)
-    if match is None or not (match["model"] in BUNDLED_MODELS or match["model"].endswith(".onnx")):
+    if match and match["model"].removesuffix("@describe") in CONTROLS:
         raise ValueError(
-            f"methods: expected {', '.join(CONTROLS + BUNDLED_MODELS)} or a path to an ONNX file, "
-            f"with :K, @angle, @scale or @naive behind a learned one, @describe behind any, or a "
-            f"path to a Python file, got {spec!r}"
+            f"methods: expected {match['model']} as it is or with @describe behind it, got "
+            f"{spec!r}; only learned methods take :K, @angle, @scale and @naive"
         )
+    if match is None or not (match["model"] in BUNDLED_MODELS or match["model"].endswith(".onnx")):
+        accepted = "\n".join(METHODS_HELP)
+        raise ValueError(f"methods: expected one of these, got {spec!r}\n{accepted}")
+    if match["top_k"] and not int(match["top_k"]):
+        raise ValueError(f"methods: expected at least 1 behind the colon, got {spec!r}")
     if match["model"] not in BUNDLED_MODELS and not Path(match["model"]).is_file():
         raise ValueError(f"methods: expected an ONNX file, got {match['model']!r}")
     options: dict[str, Any] = {

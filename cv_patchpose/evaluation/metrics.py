@@ -41,7 +41,14 @@ def matching_accuracy(error_px: NDArray[np.float64]) -> list[float]:
 def count_distinct_correct(
     xy1_px: NDArray[np.float64], xy2_px: NDArray[np.float64], error_px: NDArray[np.float64]
 ) -> int:
-    """Count correct matches, each location of either image at most once.
+    """Count the matches that :func:`distinct_correct` chooses."""
+    return int(distinct_correct(xy1_px, xy2_px, error_px).sum())
+
+
+def distinct_correct(
+    xy1_px: NDArray[np.float64], xy2_px: NDArray[np.float64], error_px: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Choose correct matches, each location of either image at most once.
 
     Matches are taken from the most to the least exact; one that reuses a location is left out,
     so several keypoints at one location earn one correct match.
@@ -52,8 +59,9 @@ def count_distinct_correct(
         error_px: (M,) distance from the truth in image 2, pixels.
 
     Returns:
-        Number of matches within :data:`CORRECT_PX`.
+        (M,) bool, some of the matches within :data:`CORRECT_PX`.
     """
+    chosen = np.zeros(len(error_px), np.bool_)
     used1: set[tuple[float, ...]] = set()
     used2: set[tuple[float, ...]] = set()
     for index in np.argsort(error_px, kind="stable"):
@@ -63,7 +71,8 @@ def count_distinct_correct(
         if first not in used1 and second not in used2:
             used1.add(first)
             used2.add(second)
-    return len(used1)
+            chosen[index] = True
+    return chosen
 
 
 def homography_accuracy(corner_error_px: Sequence[float]) -> dict[str, float]:

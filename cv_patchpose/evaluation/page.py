@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from cv_patchpose.evaluation.examples import Example, Examples
 from cv_patchpose.evaluation.plots import Plot
-from cv_patchpose.evaluation.report import format_cell, main_columns
+from cv_patchpose.evaluation.report import STAGES_TITLE, format_cell, main_columns, stage_rows
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -41,6 +42,7 @@ figcaption { color: #555; font-size: 13px; }
 <h2>Methods</h2>
 <div class="wide">$rows</div>
 <p>$reading</p>
+$stages
 <h2>Plots</h2>
 <div class="plots">$plots</div>
 <h2>Examples</h2>
@@ -60,6 +62,10 @@ _READING = (
     "fractions. Every column and every pair are in the tables beside this page: "
     '<a href="report.json">report.json</a>, <a href="rows.csv">rows.csv</a>, '
     '<a href="pairs.csv">pairs.csv</a>.'
+)
+_STAGES_NOTE = (
+    "Detection is shared by all methods. What a detector spends on orientations of its own lies in "
+    "detect, not in pose."
 )
 _HIGHER_IS_BETTER = ("mma_", "maa_", "correct_matches", "homography_within_", "inliers")
 _SHARES = ("orientation_within_", "scale_within_", "recall_")
@@ -89,10 +95,11 @@ def render_page(
         summary=escape(_tell_timings(*reused)),
         rows=_table(content["rows"], names),
         reading=_READING,
+        stages=_stage_section(content["rows"], names),
         plots="".join(_figure(plot.png, "png", plot.title, plot.note) for plot in plots),
         examples=_example_section(examples),
         failures=_facts(content["failures"], "Everything was measured."),
-        protocol=_facts(content["protocol"]),
+        protocol=_facts(dict(content["protocol"]) | {"methods": tuple(names.values())}),
         environment=_facts(content["environment"]),
     )
 
@@ -121,6 +128,16 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
             cells.append(f"<td{mark}>{escape(format_cell(column, row[column]))}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _stage_section(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    stages = stage_rows(rows)
+    if not stages:
+        return ""
+    return (
+        f'<h3>{STAGES_TITLE}</h3><div class="wide">{_table(stages, names)}</div>'
+        f"<p>{_STAGES_NOTE}</p>"
+    )
 
 
 def _best(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
@@ -166,4 +183,6 @@ def _facts(facts: Mapping[str, Any], otherwise: str = "") -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
+    if isinstance(value, Path):
+        return value.name  # where files lie is nobody else's business
     return "-" if value is None else str(value)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,11 @@ _LISTED_ELSEWHERE = (
     *("mma_2", "mma_4", "mma_6", "mma_7", "mma_8", "mma_9", "mma_10"),
     *("pairs_", "seconds_"),
 )
-
-
+_SECONDS = "seconds_"
+STAGES_TITLE = (
+    "Time, ms: detect, pose and describe for an image, match and verify for a pair, medians"
+)
+_ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s/]+/)+")  # not those of URLs
 _FRACTIONS = ("mma_", "maa_")
 
 
@@ -108,6 +112,27 @@ def list_figures(samples: Sequence[Sample[Any]]) -> list[dict[str, Any]]:
 def main_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of the columns a table on a screen has room for."""
     return [name for name in rows[0] if not name.startswith(_LISTED_ELSEWHERE)]
+
+
+def stage_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the time of each stage by method in milliseconds, nothing where none is measured."""
+    return [
+        {"method": row["method"]}
+        | {
+            name.removeprefix(_SECONDS): 1e3 * row[name]
+            for name in row
+            if name.startswith(_SECONDS)
+        }
+        for row in rows
+        if any(name.startswith(_SECONDS) for name in row)
+    ]
+
+
+def strip_folders(text: str, root: Path) -> str:
+    """Leave of paths in a message what lies below the root, of others the name."""
+    for folder in {str(root), str(root.resolve())}:
+        text = re.sub(rf"(?<![\w./-]){re.escape(folder)}{re.escape(os.sep)}", "", text)
+    return _ABSOLUTE_FOLDERS.sub("", text)
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

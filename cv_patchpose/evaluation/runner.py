@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ def measure_units(
     jobs: int,
     cache: Path | None,
     group: Callable[[Unit], str] = _own_name,
+    known: Mapping[str, str] | None = None,
 ) -> tuple[list[Sample[R]], dict[str, str]]:
     """Measure units of work under a protocol, as far as no earlier run has.
 
@@ -124,16 +126,18 @@ def measure_units(
         jobs: Number of processes.
         cache: Folder where results are kept and found again, or None.
         group: Gives the name under which a unit's failure is told.
+        known: What was wrong with what is not among the units.
 
     Returns:
-        The samples in order of the units, and what was wrong with units that failed.
+        The samples in order of the units, and what was wrong: the known and with units that failed.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or every unit failed.
+        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; tells all that was
+            wrong.
         OSError: The cache cannot be made.
     """
     cached = cache_results(measure, result_class, protocol, cache)
-    return run_units(cached, units, jobs, group)
+    return run_units(cached, units, jobs, group, known)
 
 
 def run_units(
@@ -141,6 +145,7 @@ def run_units(
     units: Sequence[Unit],
     jobs: int,
     group: Callable[[Unit], str] = _own_name,
+    known: Mapping[str, str] | None = None,
 ) -> tuple[list[Measured], dict[str, str]]:
     """Measure units of work under a progress bar; a bad one does not lose the others.
 
@@ -149,13 +154,15 @@ def run_units(
         units: What to measure.
         jobs: Number of processes.
         group: Gives the name under which a unit's failure is told.
+        known: What was wrong with what is not among the units.
 
     Returns:
-        The samples in order of the units, and by name what was wrong with units that failed; what
-        several of a group say alike is said once.
+        The samples in order of the units, and by name what was wrong: the known and with units
+        that failed. What several of a group say alike is said once.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or every unit failed.
+        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; tells all that was
+            wrong.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
@@ -163,33 +170,57 @@ def run_units(
     failed: dict[int, str] = {}
     finished = _run_here(measure, units) if jobs == 1 else _run_in_pool(measure, units, jobs)
     for index, result in tqdm(finished, total=len(units), unit="unit", disable=None):
-        if isinstance(result, Exception):
-            failed[index] = str(result)
+        if isinstance(result, str):
+            failed[index] = result
         else:
             results[index] = result
-    failures = _join_failures((group(units[index]), failed[index]) for index in sorted(failed))
+    told = [(units[index], failed[index]) for index in sorted(failed)]
+    failures = dict(known or {}) | _join_failures(told, Counter(map(group, units)), group)
     if failures and not results:
-        raise ValueError("; ".join(f"{name}: {what}" for name, what in failures.items()))
+        raise ValueError(tell_failures(failures))
     return [sample for index in sorted(results) for sample in results[index]], failures
 
 
-def _join_failures(failures: Iterable[tuple[str, str]]) -> dict[str, str]:
-    told: dict[str, dict[str, None]] = {}
-    for name, what in failures:
-        told.setdefault(name, {})[what] = None
-    return {name: "; ".join(messages) for name, messages in told.items()}
+def tell_failures(failures: Mapping[str, str]) -> str:
+    """Write a line for each of them."""
+    return "\n".join(f"{name}: {what}" for name, what in failures.items())
 
 
-def _attempt(measure: Callable[[Unit], list[Measured]], unit: Unit) -> list[Measured] | Exception:
+def _join_failures(
+    failures: Iterable[tuple[Unit, str]], sizes: Mapping[str, int], group: Callable[[Unit], str]
+) -> dict[str, str]:
+    """Tell by group what was wrong, and with how many of its units."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for unit, what in failures:
+        told.setdefault(group(unit), {}).setdefault(what, []).append(unit.name)
+    return {
+        name: "; ".join(_count_units(units, sizes[name]) + what for what, units in messages.items())
+        for name, messages in told.items()
+    }
+
+
+def _count_units(names: Sequence[str], total: int) -> str:
+    """Say of which units a message is; nothing where the group is the unit."""
+    if total == 1:
+        return ""
+    first = names[0].rpartition("/")[2]
+    which = first if len(names) == 1 else f"the first {first}"
+    return f"{len(names)} of {total} pairs ({which}): "
+
+
+def _attempt(measure: Callable[[Unit], list[Measured]], unit: Unit) -> list[Measured] | str:
+    """Return what was measured, or what was wrong."""
     try:
         return measure(unit)
     except (ValueError, OSError, cv2.error, ModelError) as error:
-        return error
+        return str(error)
+    except Exception as error:  # a method may be anyone's code: one bad pair must not lose the rest
+        return f"{type(error).__name__}: {error}"
 
 
 def _run_here(
     measure: Callable[[Unit], list[Measured]], units: Sequence[Unit]
-) -> Iterator[tuple[int, list[Measured] | Exception]]:
+) -> Iterator[tuple[int, list[Measured] | str]]:
     return ((index, _attempt(measure, unit)) for index, unit in enumerate(units))
 
 
@@ -201,7 +232,7 @@ def _prepare_worker(threads: int) -> None:
 
 def _run_in_pool(
     measure: Callable[[Unit], list[Measured]], units: Sequence[Unit], jobs: int
-) -> Iterator[tuple[int, list[Measured] | Exception]]:
+) -> Iterator[tuple[int, list[Measured] | str]]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _prepare_worker, (threads,)) as pool:

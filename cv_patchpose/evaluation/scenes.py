@@ -2,7 +2,8 @@
 
 - ``SCENE/cameras.json`` beside ``SCENE/images/``: an object from each image's file name to its K
   (3 x 3), R (3 x 3) and t (3), with x = K (R X + t), and if known its width and height. The pairs
-  are all whose optical axes are at most 60 degrees apart. (The scenes of C. Strecha et al., "On
+  are all whose optical axes are at most 60 degrees apart; no 3-D points are known, to tell the
+  angle between the lines of sight. (The scenes of C. Strecha et al., "On
   Benchmarking Camera Calibration and Multi-View Stereo for High Resolution Imagery", CVPR 2008.)
 - IMC2021, ``SCENE/set_100/``: ``images/NAME.jpg``; ``calibration/calibration_NAME.h5`` with data
   sets K (3, 3), R (3, 3) and T (3), x = K (R X + T); and ``new-vis-pairs/keys-th-0.1.npy``, an
@@ -17,10 +18,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cv_patchpose.evaluation.cameras import Camera, read_camera, viewing_angle_deg
+from cv_patchpose.evaluation.sequences import name_folder
 from cv_patchpose.files import IMAGE_SUFFIXES
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -78,7 +81,9 @@ class ViewPair:
     def difficulty(self) -> str:
         """Rank by the angle between the optical axes.
 
-        Easy below 15 degrees, medium below 30, hard from there.
+        Easy below 15 degrees, medium below 30, hard from there. That is not the angle of the
+        baseline, for which 3-D points would have to be known: cameras side by side that look the
+        same way count as easy, however far they are apart.
         """
         angle_deg = viewing_angle_deg(self.first.camera, self.second.camera)
         return DIFFICULTIES[sum(angle_deg >= limit for limit in _HARDER_FROM_DEG)]
@@ -103,11 +108,11 @@ def find_pairs(root: Path) -> tuple[list[ViewPair], dict[str, str]]:
     pairs: list[ViewPair] = []
     failures: dict[str, str] = {}
     for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
-        name = folder.relative_to(root).as_posix()
+        name = name_folder(folder, root)
         try:
             if (folder / _CAMERAS_FILE).is_file():
                 pairs += _read_json_scene(name, folder, failures)
-            elif (folder / _CALIBRATION).is_dir():
+            elif (folder / _CALIBRATION).is_dir() or (folder / _PAIRS_FILE.parent).is_dir():
                 pairs += _read_imc_scene(name, folder, failures)
         except (ValueError, OSError) as error:
             failures[name] = str(error)
@@ -128,42 +133,72 @@ def _read_json_scene(name: str, folder: Path, failures: dict[str, str]) -> list[
     for file_name, entry in sorted(entries.items()):
         try:
             camera = read_camera(f"{path}: {file_name}", entry)
+            size = _read_size(f"{path}: {file_name}", entry)
             image_path = _require_file(folder / "images" / file_name)
+            if image_path.stem in images:
+                raise ValueError(
+                    f"{path}: {file_name}: expected names that differ before the suffix, got "
+                    f"{images[image_path.stem].path.name} too"
+                )
         except ValueError as error:
             failures[f"{name}/{file_name}"] = str(error)
             continue
-        size = (entry["height"], entry["width"]) if {"height", "width"} <= set(entry) else None
         images[image_path.stem] = CalibratedImage(image_path, camera, size)
     pairs = [
         _pair(name, images, first, second)
         for index, first in enumerate(images)
         for second in list(images)[index + 1 :]
     ]
-    return [
+    near = [
         pair
         for pair in pairs
         if viewing_angle_deg(pair.first.camera, pair.second.camera) <= _MOST_DEG
     ]
+    if not near:
+        raise ValueError(
+            f"{path}: expected two images or more whose optical axes are at most {_MOST_DEG:g} "
+            f"degrees apart, got none such among {len(images)}"
+        )
+    return near
 
 
 def _read_imc_scene(name: str, folder: Path, failures: dict[str, str]) -> list[ViewPair]:
+    for part in ("images", _CALIBRATION):
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder / part}: expected a folder, got none")
     keys = _read_keys(folder / _PAIRS_FILE)
-    files = {
-        path.stem: path
-        for path in sorted((folder / "images").glob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
+    files: dict[str, list[Path]] = {}
+    for path in sorted((folder / "images").iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            files.setdefault(path.stem, []).append(path)
     names = [_split_key(key, files) for key in keys]
     images: dict[str, CalibratedImage] = {}
     for stem in sorted({stem for both in names for stem in both}):
         try:
-            if stem not in files:
-                raise ValueError(f"{folder / 'images' / stem}.jpg: expected an image, got none")
+            if len(files.get(stem, ())) != 1:
+                got = " and ".join(path.name for path in files.get(stem, ())) or "none"
+                raise ValueError(f"{folder / 'images' / stem}.jpg: expected one image, got {got}")
             camera = _read_h5_camera(folder / _CALIBRATION / f"calibration_{stem}.h5")
-            images[stem] = CalibratedImage(files[stem], camera)
+            images[stem] = CalibratedImage(files[stem][0], camera)
         except (ValueError, OSError) as error:
             failures[f"{name}/{stem}"] = str(error)
-    return [_pair(name, images, *both) for both in names if set(both) <= set(images)]
+    pairs = [_pair(name, images, *both) for both in names if set(both) <= set(images)]
+    if not pairs:
+        raise ValueError(
+            f"{folder / _PAIRS_FILE}: expected pairs of images with calibrations, got none such "
+            f"among {len(names)}"
+        )
+    return pairs
+
+
+def _read_size(where: str, entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width), or None where one is not given."""
+    if not {"height", "width"} <= set(entry):
+        return None
+    size = (entry["height"], entry["width"])
+    if not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"{where}: expected width and height in whole pixels, got {size[::-1]}")
+    return size
 
 
 def _pair(scene: str, images: Mapping[str, CalibratedImage], first: str, second: str) -> ViewPair:
@@ -173,9 +208,13 @@ def _pair(scene: str, images: Mapping[str, CalibratedImage], first: str, second:
 def _read_keys(path: Path) -> list[str]:
     _require_file(path)
     try:
-        keys = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path}: expected an array of strings, got {error}") from error
+        with path.open("rb") as file:
+            keys = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:  # numpy's advice is to load it unsafely
+        raise ValueError(
+            f"{path}: expected an array of strings NAME1-NAME2 as numpy.save writes it, got a "
+            "file of something else"
+        ) from error
     if keys.ndim != 1 or keys.dtype.kind != "U":
         raise ValueError(
             f"{path}: expected an array of strings NAME1-NAME2, got {keys.dtype} {keys.shape}"
@@ -197,8 +236,15 @@ def _read_h5_camera(path: Path) -> Camera:
         import h5py
     except ImportError as error:
         raise ImportError("IMC2021's layout needs: pip install 'cv-patchpose[eval]'") from error
-    with h5py.File(_require_file(path), "r") as content:
-        matrices = {key: content[key][()] for key in ("K", "R", "T") if key in content}
+    _require_file(path)
+    try:
+        with h5py.File(path, "r") as content:
+            found = {key: content.get(key) for key in ("K", "R", "T")}
+            matrices = {k: v[()] for k, v in found.items() if isinstance(v, h5py.Dataset)}
+    except (OSError, RuntimeError) as error:  # they do not say in which file
+        raise ValueError(
+            f"{path}: expected an HDF5 file with data sets K, R and T, got {error}"
+        ) from error
     return read_camera(str(path), matrices, translation="T")
 
 

@@ -12,8 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.files import IMAGE_SUFFIXES
+from cv_patchpose.files import IMAGE_SUFFIXES, read_image
 from cv_patchpose.homography import project
+
+_LEAST_SIDE_PX = 16
+_MOST_ZOOM = 8  # beyond it an image is a blur, or larger than OpenCV warps
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +65,8 @@ class PlanarPair:
 
     @property
     def name(self) -> str:
-        """Of the sequence: one bad image tells on all of it."""
-        return self.sequence
+        """Of sequence and pair."""
+        return f"{self.sequence}/{self.pair}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +124,12 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
     failures: dict[str, str] = {}
     for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
         images = _numbered_images(folder)
-        if 1 not in images or not (len(images) > 1 or any(folder.glob("H_1_*"))):
+        listed = sorted(path for path in folder.glob("H_1_*") if path.name[4:].isdecimal())
+        if not listed and not (1 in images and len(images) > 1):
             continue
-        name = folder.relative_to(root).as_posix()
+        name = name_folder(folder, root)
         try:
-            sequences.append(_read_sequence(name, folder, images))
+            sequences.append(_read_sequence(name, folder, images, listed))
         except ValueError as error:
             failures[name] = str(error)
     if not sequences and not failures:
@@ -136,21 +140,41 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
     return sequences, failures
 
 
-def _numbered_images(folder: Path) -> dict[int, Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return {int(path.stem): path for path in files if path.stem.isdecimal() and path.stem[0] != "0"}
+def name_folder(folder: Path, root: Path) -> str:
+    """Name a folder by its way from the root, the root by its own name."""
+    return folder.relative_to(root).as_posix() if folder != root else root.resolve().name
 
 
-def _read_sequence(name: str, folder: Path, images: dict[int, Path]) -> ImageSequence:
-    listed = {int(path.name[4:]) for path in folder.glob("H_1_*") if path.name[4:].isdecimal()}
-    for index in sorted(listed - set(images)):
-        raise ValueError(f"{folder / f'H_1_{index}'}: expected an image {index}.* beside it")
+def _numbered_images(folder: Path) -> dict[int, list[Path]]:
+    images: dict[int, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.isdecimal() and path.stem[0] != "0":
+            images.setdefault(int(path.stem), []).append(path)
+    return images
+
+
+def _read_sequence(
+    name: str, folder: Path, images: dict[int, list[Path]], listed: list[Path]
+) -> ImageSequence:
+    for path in listed:
+        for needed in (1, int(path.name[4:])):
+            if needed not in images:
+                raise ValueError(
+                    f"{path}: expected an image {needed}.* beside it, its number without zeros in "
+                    f"front and one of {', '.join(IMAGE_SUFFIXES)} behind, got none"
+                )
+    for number, paths in images.items():
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            raise ValueError(f"{folder}: expected one image {number}.*, got {names}")
     targets = tuple(
-        Target(images[index], read_homography(folder / f"H_1_{index}"))
+        Target(images[index][0], read_homography(folder / f"H_1_{index}"))
         for index in sorted(images)
         if index != 1
     )
-    return ImageSequence(name, images[1], targets)
+    if not targets:
+        raise ValueError(f"{folder}: expected an image 2.* or further ones, got only image 1")
+    return ImageSequence(name, images[1][0], targets)
 
 
 def thin_out(sequences: list[ImageSequence]) -> list[ImageSequence]:
@@ -175,6 +199,11 @@ def list_pairs(sequences: list[ImageSequence], quick: bool) -> list[PlanarPair]:
     ]
 
 
+def sequence_of(pair: PlanarPair) -> str:
+    """Name the sequence: one bad image tells on many pairs."""
+    return pair.sequence
+
+
 def read_homography(path: Path) -> NDArray[np.float64]:
     """Read a 3 x 3 matrix of text.
 
@@ -190,14 +219,47 @@ def read_homography(path: Path) -> NDArray[np.float64]:
     if not path.is_file():
         raise ValueError(f"{path}: expected a homography file, got none")
     try:
-        homography = np.loadtxt(path, dtype=np.float64)
+        lines = [line.partition("#")[0].split() for line in path.read_text().splitlines()]
+        rows = [[float(word) for word in line] for line in lines if line]
     except ValueError as error:
-        raise ValueError(f"{path}: expected a 3 x 3 matrix, got {error}") from error
-    if homography.shape != (3, 3) or not np.isfinite(homography).all():
-        raise ValueError(f"{path}: expected a finite 3 x 3 matrix, got shape {homography.shape}")
+        raise ValueError(f"{path}: expected a 3 x 3 matrix as text, got {error}") from error
+    counts = [len(row) for row in rows]
+    if counts != [3, 3, 3]:
+        got = f"lines of {', '.join(map(str, counts))}" if counts else "an empty file"
+        raise ValueError(
+            f"{path}: expected a 3 x 3 matrix, three lines of three numbers, got {got}"
+        )
+    homography = np.array(rows, np.float64)
+    if not np.isfinite(homography).all():
+        raise ValueError(f"{path}: expected finite numbers, got {homography.tolist()}")
     if np.linalg.matrix_rank(homography) < 3:
         raise ValueError(f"{path}: expected an invertible matrix, got a singular one")
     return homography
+
+
+def read_photograph(path: Path) -> NDArray[np.uint8]:
+    """Read an image in which there can be points.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no image, or smaller than any detector takes; names it.
+    """
+    image = read_image(path)
+    height, width = image.shape[:2]
+    if min(height, width) < _LEAST_SIDE_PX:
+        raise ValueError(
+            f"{path}: expected an image of at least {_LEAST_SIDE_PX} x {_LEAST_SIDE_PX} px, "
+            f"got {width} x {height}"
+        )
+    return image
+
+
+def require_view(rotate: float, zoom: float) -> None:
+    """Refuse a turn or zoom of which there is no image, by their options' names."""
+    if not math.isfinite(rotate):
+        raise ValueError(f"rotate: expected a finite number of degrees, got {rotate}")
+    if not 1 / _MOST_ZOOM <= zoom <= _MOST_ZOOM:
+        raise ValueError(f"zoom: expected a factor from 1/{_MOST_ZOOM} to {_MOST_ZOOM}, got {zoom}")
 
 
 def turn_image(image: NDArray[np.uint8], rotate_deg: float = 0.0, zoom: float = 1.0) -> View:

@@ -19,21 +19,21 @@ from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.cameras import pose_error_deg, relative_pose
 from cv_patchpose.evaluation.description import Features
-from cv_patchpose.evaluation.geometry import estimate_relative_pose
+from cv_patchpose.evaluation.geometry import epipolar_error_px, estimate_relative_pose
 from cv_patchpose.evaluation.kept import keep_in
 from cv_patchpose.evaluation.matchers import distinct_places, match_features
 from cv_patchpose.evaluation.metrics import (
+    CORRECT_PX,
     MAA_LIMITS_DEG,
     mean_average_accuracy,
     median_seconds,
 )
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
 from cv_patchpose.evaluation.results import TwoViewResult
-from cv_patchpose.evaluation.runner import Outcome, measure_units, require_positive
+from cv_patchpose.evaluation.runner import Outcome, measure_units
 from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
 from cv_patchpose.evaluation.scenes import DIFFICULTIES, ViewPair, find_pairs
-from cv_patchpose.evaluation.sequences import turn_image
-from cv_patchpose.files import read_image
+from cv_patchpose.evaluation.sequences import read_photograph, require_view, turn_image
 from cv_patchpose.matching import Matches
 
 _IMAGES_KEPT = 48  # whose features are kept: image 1 of one pair is image 2 of others
@@ -61,7 +61,7 @@ class TwoViewProtocol(PipelineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(zoom=self.zoom)
+        require_view(self.rotate, self.zoom)
 
     def turn_deg(self, pair: ViewPair) -> float:
         """Angle by which image 2 of a pair is turned: one for each image, in every run the same."""
@@ -89,23 +89,16 @@ def run_benchmark(
     """
     load_pipeline(protocol)
     pairs, failures = find_pairs(root)
-    if not pairs:
-        raise ValueError("; ".join(f"{name}: {what}" for name, what in failures.items()))
     if protocol.quick:
         pairs = pairs[::3]
     _features.cache_clear()  # the files may have changed since
-    samples, failed = measure_units(
-        measure_pair,
-        TwoViewResult,
-        pairs,
-        replace(protocol, kept=keep_in(cache, protocol)),
-        jobs=jobs,
-        cache=cache,
-        group=_scene_of,
-    )
+    samples, failures = measure_units(
+        measure_pair, TwoViewResult, pairs, replace(protocol, kept=keep_in(cache, protocol)),
+        jobs=jobs, cache=cache, group=_scene_of, known=failures,
+    )  # fmt: skip
     rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
-    return Outcome(rows, failures | failed, samples, units)
+    return Outcome(rows, failures, samples, units)
 
 
 def measure_pair(pair: ViewPair, protocol: TwoViewProtocol) -> list[Sample[TwoViewResult]]:
@@ -127,24 +120,25 @@ def measure_pair(pair: ViewPair, protocol: TwoViewProtocol) -> list[Sample[TwoVi
 
 
 def show_pair(pair: ViewPair, protocol: TwoViewProtocol) -> ShownPair:
-    """Match a pair with each method, to look at it."""
+    """Match a pair with each method, to look at what agrees with the true pose."""
     turned, *features = _describe_pair(pair, protocol)
     matches = {}
     for name in protocol.methods:
         features1, features2 = (each[name] for each in features)
         found = match_features(features1, features2, protocol.matcher)
         xy1, xy2 = distinct_places(features1, features2, found)
-        fit = estimate_relative_pose(xy1, xy2, turned.first.camera, turned.second.camera)
-        inlier = np.zeros(len(xy1), bool) if fit is None else fit.inlier
+        error_px = epipolar_error_px(xy1, xy2, turned.first.camera, turned.second.camera)
+        right = error_px <= CORRECT_PX
         counts = (len(features1.keypoints), len(features2.keypoints))
-        matches[name] = Matches(counts, xy1.astype(np.float32), xy2.astype(np.float32), inlier)
+        matches[name] = Matches(counts, xy1.astype(np.float32), xy2.astype(np.float32), right)
     images = (
         turn_image(_read(pair.first.path, pair.first.size)),
         turn_image(
             _read(pair.second.path, pair.second.size), protocol.turn_deg(pair), protocol.zoom
         ),
     )
-    return ShownPair(images[0].image, images[1].image, matches)
+    counted = f"within {CORRECT_PX:g} px of the true epipolar lines"
+    return ShownPair(images[0].image, images[1].image, matches, counted)
 
 
 def _scene_of(pair: ViewPair) -> str:
@@ -241,7 +235,7 @@ def _errors_deg(results: list[TwoViewResult]) -> list[float]:
 
 def _read(path: Path, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     """Read an image of the (height, width) that its calibration is for."""
-    image = read_image(path)
+    image = read_photograph(path)
     if size is not None and image.shape[:2] != size:
         raise ValueError(
             f"{path}: expected the calibrated {size[1]} x {size[0]} px, "

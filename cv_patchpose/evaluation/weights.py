@@ -12,6 +12,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+_FOREIGN = (
+    *(RuntimeError, KeyError, AttributeError, TypeError, ValueError),
+    *(EOFError, pickle.UnpicklingError),
+)
+
+
+# Where the authors publish them, as kornia's own code and the repositories have it.
+_SOURCES = {
+    "AffNet.pth": "https://github.com/ducha-aiki/affnet/raw/master/pretrained/AffNet.pth",
+    "HardTFeat.pth": "https://github.com/ducha-aiki/affnet/raw/master/HardTFeat.pth",
+    "OriNet.pth": "https://github.com/ducha-aiki/affnet/raw/master/pretrained/OriNet.pth",
+    "checkpoint_liberty_with_aug.pth": "https://github.com/DagnyT/hardnet/raw/master/pretrained/"
+    "train_liberty_with_aug/checkpoint_liberty_with_aug.pth",
+    "keynet_pytorch.pth": "https://github.com/axelBarroso/Key.Net-Pytorch/raw/main/model/weights/"
+    "keynet_pytorch.pth",
+    "sosnet_32x32_liberty.pth": "https://github.com/yuruntian/SOSNet/raw/master/sosnet-weights/"
+    "sosnet_32x32_liberty.pth",
+    "tfeat-liberty.params": "https://github.com/vbalnt/tfeat/raw/master/pretrained-models/"
+    "tfeat-liberty.params",
+}
+
 
 def import_torch(needed_by: str) -> tuple[ModuleType, ModuleType]:
     """Import torch, with the threads OpenCV has, and kornia.feature.
@@ -36,15 +57,17 @@ def find_weights(folder: Path | None, file_name: str, needed_by: str) -> Path:
     """Find a weights file.
 
     Raises:
-        ValueError: No folder was given or the file is not in it; names it.
+        ValueError: No folder was given or the file is not in it; names it and where it is from.
     """
+    source = f"download it from {_SOURCES[file_name]}"
     if folder is None:
         raise ValueError(
-            f"peer_weights: expected a folder with {file_name} for {needed_by}, got none"
+            f"peer_weights: expected a folder with {file_name} for {needed_by}, got none; {source}"
         )
     if not (folder / file_name).is_file():
         raise ValueError(
-            f"peer_weights: expected a file {folder / file_name} for {needed_by}, got none"
+            f"peer_weights: expected a file {folder / file_name} for {needed_by}, got none; "
+            f"{source}"
         )
     return folder / file_name
 
@@ -74,11 +97,11 @@ def load_network(
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(rename(content.get("state_dict", content)))
-    except (RuntimeError, KeyError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"peer_weights: expected weights of {needed_by} in {path}, {what}") from (
-            error
-        )
+    except _FOREIGN as error:  # what they say is of pickles and layers
+        raise ValueError(
+            f"peer_weights: expected weights of {needed_by} in {path}, got a broken file or "
+            f"weights of something else; download it from {_SOURCES[path.name]}"
+        ) from error
     return network.eval()
 
 
