@@ -169,6 +169,12 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
         "--magnification", type=float, help="support window over size (that of the training)"
     )
     parser.add_argument("--int8", action="store_true", help="weights of eight bits: a quarter")
+    parser.add_argument(
+        "--quantize-on",
+        type=Path,
+        metavar="PHOTOGRAPHS",
+        help="let convolutions of a ring network count in eight bits, in ranges seen on these",
+    )
 
 
 def _run_export(args: argparse.Namespace) -> None:
@@ -177,7 +183,13 @@ def _run_export(args: argparse.Namespace) -> None:
     if args.model is None:
         check_output(args.output, (".onnx",))
         export = _import_extra("training.export", "train").export_checkpoint
-        export(args.source, args.output, magnification=args.magnification, int8=args.int8)
+        export(
+            args.source,
+            args.output,
+            magnification=args.magnification,
+            int8=args.int8,
+            quantize_on=args.quantize_on,
+        )
         print(args.output)
         return
     source = model_path(args.model)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 
 from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
@@ -426,6 +427,43 @@ def test_export_runs_on_both_engines_alike(network, tmp_path, request):
         one, other = (engine.histograms(patches) for engine in engines)
         np.testing.assert_allclose(one.scale, other.scale, atol=1e-4)
         np.testing.assert_allclose(one.orientation, other.orientation, atol=1e-4)
+
+
+def test_export_in_eight_bits_runs_on_both_engines_alike(ring_run, texture_folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    plain = export_checkpoint(ring_run, tmp_path / "plain.onnx")
+    path = export_checkpoint(ring_run, tmp_path / "model.onnx", quantize_on=texture_folder)
+    kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    engines = [PoseEstimator(path, engine=name) for name in ("onnxruntime", "opencv")]
+    metadata = engines[0].metadata
+    assert metadata.grid == PoseEstimator(plain).metadata.grid
+    assert metadata.training["eight_bits"] == ["stem", "layers"]
+    shape = (9, *metadata.patch_shape)
+    patches = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    one, other = (engine.histograms(patches) for engine in engines)
+    np.testing.assert_allclose(one.scale, other.scale, atol=1e-4)
+    np.testing.assert_allclose(one.orientation, other.orientation, atol=1e-4)
+    exact = PoseEstimator(plain).histograms(patches)
+    assert 0 < np.abs(one.orientation - exact.orientation).sum(1).mean() < 0.15
+
+
+def test_eight_bits_are_for_rings_and_need_photographs(run, ring_run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="quantize_on: expected a network of rings, got PolarNet"):
+        export_checkpoint(run, tmp_path / "model.onnx", quantize_on=tmp_path / "empty")
+    with pytest.raises(ValueError, match="images: expected image files"):
+        export_checkpoint(ring_run, tmp_path / "model.onnx", quantize_on=tmp_path / "empty")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_eight_bits_that_tell_something_else_are_not_written(
+    ring_run, texture_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export_module, "QUANTIZED_TOLERANCE", 0.0)
+    with pytest.raises(ModelError, match="in eight bits that move less than 0.0 of their mass"):
+        export_checkpoint(ring_run, tmp_path / "model.onnx", quantize_on=texture_folder)
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_writes_nothing_when_it_disagrees(run, tmp_path, monkeypatch):
