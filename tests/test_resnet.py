@@ -19,12 +19,13 @@ from skimage import data  # noqa: E402
 from cv_patchpose.assigner import PatchPoseAssigner  # noqa: E402
 from cv_patchpose.cli import main  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
+from cv_patchpose.histograms import PoseBins  # noqa: E402
 from cv_patchpose.patchpose.generator import generate  # noqa: E402
 from cv_patchpose.patchpose.options import PatchPoseConfig  # noqa: E402
 from cv_patchpose.training.checkpoint import load_checkpoint, network_of  # noqa: E402
 from cv_patchpose.training.compression import round_weights, store_int8  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
-from cv_patchpose.training.networks import network_config  # noqa: E402
+from cv_patchpose.training.networks import describe_differences, network_config  # noqa: E402
 from cv_patchpose.training.objective import pair_changes  # noqa: E402
 from cv_patchpose.training.optimization import learning_rate  # noqa: E402
 from cv_patchpose.training.options import TrainConfig  # noqa: E402
@@ -198,6 +199,17 @@ def test_a_split_without_pairs_is_told_and_leaves_no_run(photographs, tmp_path, 
     assert main(["train", str(images), "-o", str(tmp_path / "run"), *options]) == 2
     assert "were all skipped; give more images, or larger ones" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_shapes_that_differ_are_told_by_their_fields():
+    one, other = ResNetConfig(targets=("scale",)), ResNetConfig(targets=("orientation",))
+    assert describe_differences(one, other) == "targets scale and not orientation"
+    finer = dataclasses.replace(one, bins=PoseBins(orientation=72), temperature=1.0)
+    told = "bins.orientation 72 and not 36, temperature 1.0 and not 20.0"
+    assert describe_differences(finer, one) == told
+    assert (
+        describe_differences(one, network_config(TrainConfig())) == "network resnet18 and not polar"
+    )
 
 
 def test_datasets_of_another_patch_size_are_refused(photographs, tmp_path):

@@ -58,12 +58,12 @@ def recipe(network: str, name: str | None = None) -> TrainConfig:
             the same pairs: AdamW and the overlap loss) or "views" (the same on spoilt views of
             photographs).
 
-    "paper" is exact, and in the budgets tried, 110,000 to 199,000 pairs, it did not train: with
-    PyTorch's usual initialisation and a temperature of 20 the outputs of different patches hardly
-    differ, and the gradient is about 3e-4. The loss of the orientation stayed at 2 ln 36 = 7.167,
-    that of uniform histograms, and the network of the scale put its mass into a bin outside those
-    that two views share, which the loss does not see. "pairs" and "views" are the recipes that
-    train.
+    "paper" is exact, but that the last weights are kept and not those of the best validation. In
+    the budgets tried, 110,000 to 199,000 pairs, it did not train: with PyTorch's usual
+    initialisation and a temperature of 20 the outputs for different patches hardly differ, and the
+    gradient is about 3e-4. The loss of the orientation stayed at 2 ln 36 = 7.167, that of uniform
+    histograms; the network of the scale put its mass into a bin outside those that two views
+    share, which the loss does not see. "pairs" and "views" are the recipes that train.
 
     Raises:
         ValueError: An unknown network or recipe.
