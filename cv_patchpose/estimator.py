@@ -165,7 +165,8 @@ class PoseEstimator:
         except Exception as error:  # the engines' own exceptions share no narrower base
             raise ModelError(
                 f"{self.path}: expected a model with input patches (N, C, H, W), log_prior too if "
-                f"its metadata says so, and outputs scale and orientation, got {error}"
+                f"its metadata says so, and outputs scale and orientation, got {error}; export it "
+                "again"
             ) from error
         self._check_outputs(outputs)
 
@@ -174,7 +175,10 @@ class PoseEstimator:
         found = tuple(output.shape for output in outputs)
         expected = ((1, bins.scale), (1, bins.orientation))
         if found != expected:
-            raise ModelError(f"{self.path}: expected outputs of shape {expected}, got {found}")
+            raise ModelError(
+                f"{self.path}: expected outputs of shape {expected}, as its metadata says, got "
+                f"{found}; export it again"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is needed to open the model again."""

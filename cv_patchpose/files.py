@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def find_images(folder: Path | str, argument: str = "images") -> list[Path]:
     """List the image files below a folder, sorted.
 
     Args:
-        folder: Searched with its subfolders.
+        folder: Searched with its subfolders, links to folders included.
         argument: Name of what the folder was given as, for the messages.
 
     Raises:
@@ -51,13 +51,32 @@ def find_images(folder: Path | str, argument: str = "images") -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"{argument}: expected a folder of photographs, got {str(folder)!r}")
-    found = sorted(
-        path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    found = sorted(files_below(root, IMAGE_SUFFIXES))
     if not found:
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise ValueError(f"{argument}: expected image files ({kinds}) below {folder}, got none")
     return found
+
+
+def files_below(
+    folder: Path, suffixes: Sequence[str], above: frozenset[Path] = frozenset()
+) -> Iterator[Path]:
+    """Walk a tree of folders, through links too, but not round in circles.
+
+    Args:
+        folder: Where to begin; folders that may not be read are left out.
+        suffixes: Of the files wanted, lower case.
+        above: Real folders that the walk is in already.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    with contextlib.suppress(PermissionError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from files_below(path, suffixes, above | {real})
+            elif path.suffix.lower() in suffixes and path.is_file():
+                yield path
 
 
 def check_output(path: Path, suffixes: Sequence[str]) -> None:

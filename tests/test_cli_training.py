@@ -8,6 +8,8 @@ pytest.importorskip("torch")
 
 from cv_patchpose.cli import main
 from cv_patchpose.estimator import PoseEstimator
+from cv_patchpose.patchpose.generator import generate
+from cv_patchpose.patchpose.options import PatchPoseConfig
 from cv_patchpose.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.train
@@ -76,6 +78,20 @@ def test_a_folder_without_usable_images_is_refused(tmp_path, capsys):
     message = fails(capsys, "train", tmp_path, "-o", tmp_path / "r")
     assert "images: expected at least 2 readable photographs" in message
     assert not (tmp_path / "r").exists()
+
+
+def test_a_dataset_names_the_network_it_is_for(texture_folder, tmp_path, capsys):
+    generate(texture_folder, tmp_path / "A", PatchPoseConfig(min_content=0, keypoints_per_image=1))
+    for images in (tmp_path, tmp_path / "A"):
+        message = fails(capsys, "train", images, "-o", tmp_path / "r")
+        assert f"got the PatchPose dataset {tmp_path / 'A'}; networks are trained on it" in message
+        assert "--network resnet18" in message
+
+
+def test_a_recipe_names_its_network(texture_folder, tmp_path, capsys):
+    message = fails(capsys, "train", texture_folder, "-o", tmp_path / "r", "--recipe", "paper")
+    assert "recipe: expected one of polar for polar, got 'paper'" in message
+    assert "paper goes with --network resnet18" in message
 
 
 def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, capsys):

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from cv_patchpose.patchpose.generator import generate  # noqa: E402
+from cv_patchpose.patchpose.options import PatchPoseConfig  # noqa: E402
 from cv_patchpose.training.checkpoint import load_checkpoint  # noqa: E402
 from cv_patchpose.training.distributed import ProcessGroup, join_processes  # noqa: E402
 
@@ -20,11 +22,11 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 OPTIONS = ("--keypoints", "3072", "--batch-size", "32", "--threads", "1", "--seed", "0")
 
 
-def train(folder, run, processes):
+def train(folder, run, processes, options=OPTIONS):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "cv_patchpose.cli"]
     done = subprocess.run(
-        [*command, "train", str(folder), "-o", str(run), *OPTIONS],
+        [*command, "train", str(folder), "-o", str(run), *options],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -49,6 +51,30 @@ def test_two_processes_train_as_one(texture_folder, tmp_path):
         np.testing.assert_allclose(shared[-1][metric], alone[-1][metric], atol=12)
     for loss in ("orientation_loss", "scale_loss"):
         np.testing.assert_allclose(shared[-1][loss], alone[-1][loss], rtol=0.2)
+
+
+def test_two_processes_train_a_network_of_pairs_as_one(texture_folder, tmp_path):
+    generate(texture_folder, tmp_path / "A", PatchPoseConfig(min_content=0, keypoints_per_image=8))
+    options = ("--network", "resnet18", "--recipe", "pairs", "--target", "orientation")
+    options += ("--keypoints", "96", "--batch-size", "32", "--threads", "1", "--device", "cpu")
+    options += ("--validate-every", "1e-6")  # after each step
+    _, alone = train(tmp_path / "A", tmp_path / "alone", 1, options)
+    _, shared = train(tmp_path / "A", tmp_path / "shared", 2, options)
+    assert [row["keypoints"] for row in alone] == [32, 64, 96]
+    for one, other in zip(alone, shared, strict=True):
+        assert other["keypoints"] == one["keypoints"]
+        assert other["learning_rate"] == one["learning_rate"]
+        np.testing.assert_allclose(other["orientation_loss"], one["orientation_loss"], rtol=0.01)
+        for metric in ("val_orientation_within_5_deg", "val_orientation_within_10_deg"):
+            np.testing.assert_allclose(other[metric], one[metric], atol=10)
+    # So early the loss says little; gradients that are not averaged would be twice as large.
+    one, other = (gradient_size(tmp_path / run) for run in ("alone", "shared"))
+    np.testing.assert_allclose(other, one, rtol=0.4)
+
+
+def gradient_size(run):
+    moments = load_checkpoint(run / "checkpoint.pt")["optimizer"]["state"].values()
+    return sum(float(each["exp_avg_sq"].sum()) for each in moments) ** 0.5
 
 
 def test_a_process_on_its_own_is_a_group_of_one():

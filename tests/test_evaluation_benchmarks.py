@@ -17,13 +17,20 @@ from numpy.testing import assert_allclose
 from cv_patchpose.cli import main
 from cv_patchpose.estimator import BUNDLED_MODELS
 from cv_patchpose.evaluation import homography_matching, homography_pose, patchpose
+from cv_patchpose.evaluation.detection import detect
 from cv_patchpose.evaluation.homography_matching import MatchingProtocol
-from cv_patchpose.evaluation.homography_pose import PoseProtocol, fixed_points, repeated_points
+from cv_patchpose.evaluation.homography_pose import (
+    PoseProtocol,
+    fixed_points,
+    paper_points,
+    repeated_points,
+)
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.pipeline import load_pipeline
 from cv_patchpose.evaluation.runner import run_units
 from cv_patchpose.evaluation.sequences import find_sequences, list_pairs, thin_out, turn_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
+from cv_patchpose.keypoints import arrays_from_keypoints
 
 TURN_DEG, ZOOM = 25.0, 1.5
 
@@ -311,16 +318,98 @@ def test_detectors_own_pose_of_repeated_points(root):
     assert own["scale_within_1_6_octave"] > identity["scale_within_1_6_octave"]
 
 
-def test_both_ground_truths_agree_on_a_similarity(root):
-    rows = [
+def test_candidates_and_whole_bins_at_points(root):
+    methods = ("identity", "polar", "sift-at-point")
+    plain, several = (
+        homography_pose.run_benchmark(
+            root, PoseProtocol(methods=methods, max_keypoints=60, rotate=50.0, top_k=k)
+        ).rows
+        for k in (1, 3)
+    )
+    for row, other in zip(plain, several, strict=True):
+        assert row.items() <= other.items()  # the same, and recall
+        assert not [name for name in row if "recall" in name]
+        assert row["orientation_points"] <= 4 * 60
+    identity, polar, sift = several
+    assert polar["orientation_within_10_deg_argmax"] > 40
+    assert polar["scale_within_1_3_octave_argmax"] > 40
+    assert identity["orientation_within_10_deg_argmax"] is None
+    for name, within in (
+        ("recall_orientation_10_deg", "orientation_within_10_deg"),
+        ("recall_scale_1_3_octave", "scale_within_1_3_octave"),
+    ):
+        recall = [polar[f"{name}@{k}"] for k in (1, 2, 3)]
+        assert recall == sorted(recall)
+        assert recall[0] == polar[within]
+        assert identity[f"{name}@2"] is None
+    assert polar["recall_scale_1_3_octave@3"] > polar["recall_scale_1_3_octave@1"]
+    assert sift["recall_orientation_10_deg@3"] > sift["recall_orientation_10_deg@1"]
+    assert sift["recall_scale_1_3_octave@2"] is None
+
+
+def test_candidates_of_repeated_points_stand_beside_the_pose_with_its_prior(root):
+    options = {"points": "repeated", "max_keypoints": 100}
+    protocol = PoseProtocol(methods=("polar", "sift-at-point"), top_k=2, **options)
+    polar, sift = homography_pose.run_benchmark(root, protocol).rows
+    for row in (polar, sift):
+        assert row["recall_orientation_10_deg@1"] <= row["recall_orientation_10_deg@2"]
+    assert polar["recall_scale_1_3_octave@1"] == polar["scale_within_1_3_octave"]
+    assert polar["recall_scale_1_3_octave@1"] <= polar["recall_scale_1_3_octave@2"]
+
+
+def test_points_of_the_paper_are_half_blobs_half_corners(photograph):
+    view1, view2 = turn_image(photograph), turn_image(photograph, TURN_DEG, ZOOM)
+    points1, points2 = paper_points(view1, view2, view2.from_photo, 64.0)
+    assert len(points1) == len(points2) == 25
+    moved = project(view2.from_photo, points1.xy_px.astype(float))
+    assert_allclose(points2.xy_px, moved, atol=1e-3)
+    corners, _ = fixed_points(view1, view2, view2.from_photo, 64.0, 12)
+    assert len(corners) == 12
+    assert points1.xy_px[13:].tolist() == corners.xy_px.tolist()
+    blobs = {tuple(xy) for xy in detect(view1, "sift", 5000, 1.0).points.xy_px.tolist()}
+    assert {tuple(xy) for xy in points1.xy_px[:13].tolist()} <= blobs
+    assert set(points1.size_px) == {1}
+    assert len(paper_points(view1, view2, view2.from_photo, 64.0, 5)[0]) == 5
+
+
+def test_evaluation_at_the_points_of_the_paper(root):
+    protocol = PoseProtocol(methods=("gradient-histogram",), points="paper", window_px=64.0)
+    (row,) = homography_pose.run_benchmark(root, protocol).rows
+    assert row["orientation_points"] == 4 * 25
+    assert row["orientation_within_10_deg"] > 60
+
+
+def test_all_ground_truths_agree_on_a_similarity(root):
+    local, *others = [
         homography_pose.run_benchmark(root, PoseProtocol(methods=("detector",), ground_truth=kind))
-        for kind in ("local", "global")
+        for kind in homography_pose.GROUND_TRUTHS
     ]
-    assert rows[0].rows == rows[1].rows
+    for other in others:
+        for column, value in local.rows[0].items():
+            assert other.rows[0][column] == (
+                value if isinstance(value, str) else pytest.approx(value)
+            )
+
+
+def test_the_normalized_truth_is_the_change_where_centre_meets_centre():
+    images = np.zeros((101, 201, 3), np.uint8), np.zeros((81, 121, 3), np.uint8)
+    middles = np.array([[100.0, 50.0]]), np.array([[60.0, 40.0]])
+    shifts = [np.array([[1, 0, x], [0, 1, y], [0, 0, 1]]) for ((x, y),) in middles]
+    centred = np.array([[0.9, -0.5, 0], [0.5, 0.9, 0], [0.002, -0.001, 1]])
+    homography = shifts[1] @ centred @ np.linalg.inv(shifts[0])
+    points = arrays_from_keypoints([cv2.KeyPoint(*middles[0][0], 5.0)])
+    local, normalized, paper = [
+        homography_pose._true_change(homography, points, kind, images)
+        for kind in ("local", "normalized", "global")
+    ]
+    assert_allclose(normalized, local)
+    assert np.abs(paper[1] - local[1]) > 0.3
 
 
 def test_pose_protocol_is_checked():
-    with pytest.raises(ValueError, match="points: expected one of fixed, repeated, got 'all'"):
+    with pytest.raises(
+        ValueError, match="points: expected one of fixed, repeated, paper, got 'all'"
+    ):
         PoseProtocol(methods=("identity",), points="all")
     with pytest.raises(ValueError, match="ground_truth: expected one of local, global"):
         PoseProtocol(methods=("identity",), ground_truth="eq10")
@@ -441,6 +530,7 @@ def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, 
         (["two-view", "ROOT", "--images", "3"], "of two-view, got one of patchpose only"),
         (["homography-pose", "ROOT", "--methods", "orinet"], "peer_weights: expected a folder"),
         (["homography-pose", "EMPTY"], "root: expected folders"),
+        (["patchpose", "NOWHERE"], "root: expected a folder of photographs or a PatchPose dataset"),
     ],
 )
 def test_command_refuses_bad_arguments(root, tmp_path, capsys, arguments, message):

@@ -21,7 +21,11 @@ from cv_patchpose.evaluation.methods import CONTROLS, load_method, require_one_p
 from cv_patchpose.evaluation.peers import OriNet
 from cv_patchpose.evaluation.runner import load_methods
 from cv_patchpose.evaluation.sequences import turn_image
-from cv_patchpose.evaluation.sift_rules import characteristic_size_px, dominant_gradient_deg
+from cv_patchpose.evaluation.sift_rules import (
+    characteristic_size_px,
+    dominant_gradient_deg,
+    gradient_peaks_deg,
+)
 from cv_patchpose.homography import project
 from cv_patchpose.keypoints import keypoints_from_arrays
 from cv_patchpose.matching import describe_root_sift
@@ -51,6 +55,20 @@ def ramp(direction_deg):
 def test_convention_gradient_histogram_points_to_the_bright_side_clockwise(direction_deg):
     found = dominant_gradient_deg(ramp(direction_deg), np.array([[50.0, 50.0]]), np.array([60.0]))
     assert abs((found[0] - direction_deg + 180) % 360 - 180) < 1
+
+
+def test_peaks_of_the_gradient_histogram_come_highest_first():
+    corner = np.zeros((101, 101, 3), np.uint8)
+    corner[50:, 40:] = 200  # its upper edge is nearer, and longer in the window
+    place, window_px = np.array([[50.0, 50.0]]), np.array([60.0])
+    peaks = gradient_peaks_deg(corner, place, window_px, 40)
+    assert peaks.shape == (1, 40)
+    assert_allclose(peaks[0, :2], [90, 0], atol=15)
+    assert peaks[0, 0] == dominant_gradient_deg(corner, place, window_px)[0]
+    assert np.isnan(peaks[0, 20:]).all()
+    flat = gradient_peaks_deg(np.zeros_like(corner), place, window_px, 2)
+    assert flat[0, 0] == 0
+    assert np.isnan(flat[0, 1])
 
 
 @pytest.mark.parametrize("radius_px", [7, 12, 20])

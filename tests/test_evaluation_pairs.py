@@ -81,6 +81,17 @@ def test_recall_grows_with_the_candidates(datasets):
     assert not [name for name in run(datasets / "B")[0] if "recall" in name]
 
 
+def test_recall_with_more_candidates_is_for_those_who_give_them(datasets):
+    protocol = PatchPairsProtocol(methods=("identity", "sift-at-point"), top_k=3)
+    identity, sift = patch_pairs.run_benchmark(datasets / "B", protocol).rows
+    assert identity["recall_orientation_10_deg@1"] == identity["orientation_within_10_deg"]
+    for row, name in ((identity, "orientation_10_deg"), (sift, "scale_1_3_octave")):
+        assert [row[f"recall_{name}@{k}"] is None for k in (1, 2, 3)] == [False, True, True]
+    recall = [sift[f"recall_orientation_10_deg@{k}"] for k in (1, 2, 3)]
+    assert recall[0] == sift["orientation_within_10_deg"]
+    assert recall == sorted(recall)
+
+
 def test_the_split_of_shuffled_pairs_is_a_share_of_every_keypoint(datasets):
     protocol = {"split": "test", "split_by": "pairs"}
     identity = run(datasets / "A", **protocol)[0]
@@ -177,6 +188,18 @@ def test_command_refuses_bad_options(datasets, tmp_path, capsys, options, messag
     arguments = [str(datasets / "A"), *methods, *options, "-o", str(tmp_path / "out.json")]
     assert main(["evaluate", "patchpose", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_shard_is_told_before_anything_is_measured(datasets, tmp_path, capsys):
+    for path in (datasets / "A").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "test-00000.zip").unlink()
+    arguments = [str(tmp_path), "--methods", "identity", "-o", str(tmp_path / "out.json")]
+    assert main(["evaluate", "patchpose", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "test-00000.zip: expected a shard, got no file (1 of the 1 with pairs of test" in message
+    assert "again, it writes what is missing" in message
+    assert main(["evaluate", "patchpose", *arguments, "--split", "val"]) == 0
 
 
 def test_damaged_shards_are_told(datasets, tmp_path, capsys):

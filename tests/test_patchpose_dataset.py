@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 import zipfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -146,9 +150,39 @@ def test_a_truncated_shard_is_named_and_made_again(images, dataset, tmp_path):
     shard.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"train-00000\.zip: expected a whole shard .* Bad CRC"):
         list(PatchPoseDataset(root).pairs("train"))
+    generate(images, root, CONFIG)
+    assert shard.read_bytes() == whole
     shard.unlink()
     with pytest.raises(ValueError, match=r"train-00000\.zip: expected a whole shard .* No such"):
         list(PatchPoseDataset(root).pairs("train"))
+
+
+def test_what_killed_writers_left_is_removed(images, dataset, tmp_path):
+    root = copy_dataset(dataset, tmp_path / "d")
+    left, foreign = root / ".train-00000.zip.123.part", root / ".notes.zip.123.part"
+    for path in (left, foreign):
+        path.write_bytes(b"half")
+    others = next(n for n, s in enumerate(PatchPoseDataset(root).shards) if s.name in left.name)
+    generate(images, root, CONFIG, part=(1 + (others + 1) % 2, 2))
+    assert left.exists()  # another part's, which may be at work
+    generate(images, root, CONFIG)
+    assert not left.exists()
+    assert foreign.exists()
+
+
+WORKER = "import os, time; from cv_patchpose.patchpose import generator; "
+WORKER += "generator._begin_worker(1, os.getppid()); print('ready', flush=True); time.sleep(60)"
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_workers_end_when_their_parent_is_killed():
+    command = [sys.executable, "-c", PARENT, WORKER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        began = time.monotonic()
+        assert parent.stdout.read() == ""  # at its end, when the worker has closed it too
+    assert time.monotonic() - began < 30
 
 
 def test_a_shard_of_another_dataset_is_refused(images, dataset, tmp_path):
@@ -303,11 +337,12 @@ def test_bad_images_are_counted_and_skipped(images, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "flat.png"), np.zeros((300, 300, 3), np.uint8))
     arguments = ["generate", str(tmp_path), "-o", str(tmp_path / "d"), "--kind", "A"]
     assert main([*arguments, "--keypoints", "1", "--jobs", "2"]) == 0
-    told = capsys.readouterr().out
+    told, warned = capsys.readouterr()
     assert "936 pairs" in told
     assert "of 2 keypoints" in told
     assert "2 images skipped: unreadable" in told
-    assert "1 images skipped: not larger than twice the margin of 92 px" in told
+    advice = "; --border-px N allows less"
+    assert f"1 images skipped: not larger than twice the margin of 92 px{advice}" in told
     assert "1 images skipped: no keypoint with content inside the margin" in told
     index = read_index(tmp_path / "d")
     assert index.config.keypoints_per_image == 1
@@ -316,8 +351,16 @@ def test_bad_images_are_counted_and_skipped(images, tmp_path, capsys):
         split for split in SPLITS
         if not images_of(PatchPoseDataset(tmp_path / "d"), split) & {"mirror0.png", "mirror1.png"}
     )  # fmt: skip
+    assert f"warning: no pairs in {unlucky}: its images were all skipped" in warned
     with pytest.raises(ValueError, match=f"split: expected pairs in {unlucky}, got none"):
         list(PatchPoseDataset(tmp_path / "d").pairs(unlucky))
+    stored, stream = PatchPoseDataset(tmp_path / "d"), PatchPoseStream(tmp_path, index.config)
+    with pytest.raises(ValueError, match="were all skipped; give more images, or larger ones"):
+        list(stream.pairs(unlucky))
+    assert sorted(stored.count_skipped().values()) == [1, 1, 2]
+    # Whether there is content is not known before the images are cut.
+    flat = "no keypoint with content inside the margin"
+    assert stream.count_skipped() == stored.count_skipped() - Counter([flat])
 
 
 def test_nothing_usable_is_an_error(tmp_path, capsys):
@@ -326,7 +369,7 @@ def test_nothing_usable_is_an_error(tmp_path, capsys):
     arguments = ["generate", str(tmp_path), "-o", str(tmp_path / "d"), "--kind", "A"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "images: expected some with keypoints, got none: 3 unreadable" in message
+    assert "images: expected some with keypoints, got none: 3 unreadable; give larger" in message
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,11 @@ def test_spair_layout_takes_its_photographs_only(tmp_path):
     assert list_images(tmp_path, "folder") == files + masks[:1]
     (tmp_path / "PairAnnotation/trn").mkdir(parents=True)
     assert list_images(tmp_path) == files
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    (unpacked / "SPair-71k").symlink_to(tmp_path)  # as from the archive: one level below
+    below = [f"SPair-71k/{name}" for name in files]
+    assert list_images(unpacked) == list_images(unpacked, "spair") == below
     with pytest.raises(ValueError, match="expected a folder JPEGImages .* as in SPair-71k"):
         list_images(tmp_path / "JPEGImages", "spair")
     with pytest.raises(ValueError, match="layout: expected one of auto, folder, spair, got 'voc'"):

@@ -19,13 +19,15 @@ from skimage import data  # noqa: E402
 from cv_patchpose.assigner import PatchPoseAssigner  # noqa: E402
 from cv_patchpose.cli import main  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
+from cv_patchpose.histograms import PoseBins  # noqa: E402
 from cv_patchpose.patchpose.generator import generate  # noqa: E402
 from cv_patchpose.patchpose.options import PatchPoseConfig  # noqa: E402
 from cv_patchpose.training.checkpoint import load_checkpoint, network_of  # noqa: E402
 from cv_patchpose.training.compression import round_weights, store_int8  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
-from cv_patchpose.training.networks import network_config  # noqa: E402
+from cv_patchpose.training.networks import describe_differences, network_config  # noqa: E402
 from cv_patchpose.training.objective import pair_changes  # noqa: E402
+from cv_patchpose.training.optimization import learning_rate  # noqa: E402
 from cv_patchpose.training.options import TrainConfig  # noqa: E402
 from cv_patchpose.training.recipes import PAPER, RECIPES, VIEWS, recipe  # noqa: E402
 from cv_patchpose.training.resnet import ResNetConfig, ResNetPose  # noqa: E402
@@ -93,6 +95,9 @@ def test_the_default_recipe_is_the_paper_s():
     assert (config.optimizer, config.learning_rate, config.momentum) == ("sgd", 3.0, 0.9)
     assert (config.batch_size, config.temperature, config.loss) == (64, 20.0, "alignment")
     assert config.source == "patchpose"
+    assert config.bfloat16 is False
+    assert {learning_rate(config, progress) for progress in (0.0, 0.01, 0.5, 1.0)} == {3.0}
+    assert learning_rate(recipe("resnet18", "pairs"), 0.001) < 1e-3  # the others warm up
     assert recipe("polar") == TrainConfig()
     with pytest.raises(
         ValueError, match="network: expected one of polar, rings, resnet18, got 'vgg'"
@@ -161,6 +166,50 @@ def test_generated_datasets_give_the_pairs_made_on_the_fly(photographs, tmp_path
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.patches, other.patches)
     assert stored.held_out == made.held_out
+
+
+def test_a_small_split_gives_whole_batches(photographs, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes((photographs / f"{number:02d}.png").read_bytes())
+    generate(tmp_path, tmp_path / "A", PatchPoseConfig(kind="A", keypoints_per_image=1))
+    config = dataclasses.replace(PAPER, targets=("scale",), **TINY)
+    source = PatchPoseSource(tmp_path / "A", config, network_config(config))
+    stream = source.stream((0,), 20)  # an epoch has 13 pairs
+    batches = [next(stream) for _ in range(13)]
+    assert {len(batch.patches) for batch in batches} == {20}
+    octaves = np.concatenate([pair_changes(batch)[2][:, 0] for batch in batches])
+    assert np.unique(np.round(octaves * 3), return_counts=True)[1].tolist() == [20] * 13
+
+
+def test_skipped_images_are_told(photographs, tmp_path, capsys):
+    for path in photographs.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "broken.png").write_bytes(b"")
+    config = dataclasses.replace(PAPER, **TINY)
+    PatchPoseSource(tmp_path, config, network_config(config))
+    assert capsys.readouterr().err.strip() == f"{tmp_path}: 1 images skipped: unreadable"
+
+
+def test_a_split_without_pairs_is_told_and_leaves_no_run(photographs, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(images / f"{number}.png"), np.zeros((300, 300, 3), np.uint8))
+    options = ["--network", "resnet18", "--keypoints", "16", "--threads", "1"]
+    assert main(["train", str(images), "-o", str(tmp_path / "run"), *options]) == 2
+    assert "were all skipped; give more images, or larger ones" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_shapes_that_differ_are_told_by_their_fields():
+    one, other = ResNetConfig(targets=("scale",)), ResNetConfig(targets=("orientation",))
+    assert describe_differences(one, other) == "targets scale and not orientation"
+    finer = dataclasses.replace(one, bins=PoseBins(orientation=72), temperature=1.0)
+    told = "bins.orientation 72 and not 36, temperature 1.0 and not 20.0"
+    assert describe_differences(finer, one) == told
+    assert (
+        describe_differences(one, network_config(TrainConfig())) == "network resnet18 and not polar"
+    )
 
 
 def test_datasets_of_another_patch_size_are_refused(photographs, tmp_path):

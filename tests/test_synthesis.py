@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import multiprocessing
 import re
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -184,6 +186,14 @@ def test_no_image_names_the_argument(tmp_path):
         find_images(tmp_path / "missing")
 
 
+def test_linked_folders_are_searched_but_not_in_circles(folder, tmp_path):
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "circle").symlink_to(tmp_path)
+    names = [path.name for path in find_images(folder)]
+    assert [path.name for path in find_images(tmp_path)] == names
+
+
 def streams(folder, seed):
     photographs = read_photographs(folder)
     return PairStream(photographs, GRID, CLEAN, batch_size=8, pool_size=32, seed=seed)
@@ -248,6 +258,21 @@ def test_a_second_grid_sees_the_same_places(folder):
     np.testing.assert_allclose(
         batch.second_patches, batch.patches[..., halo : 84 - halo], atol=1e-5
     )
+
+
+def test_closing_does_not_wait_for_a_batch_that_never_comes(folder):
+    stop = threading.Event()
+
+    def stuck():
+        yield from itertools.islice(streams(folder, 0), 1)
+        stop.wait()
+
+    ahead = prefetch([stuck()], depth=1)
+    next(ahead)
+    began = time.monotonic()
+    ahead.close()
+    assert time.monotonic() - began < 20
+    stop.set()
 
 
 def test_prefetching_needs_a_stream():

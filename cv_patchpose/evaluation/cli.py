@@ -83,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--matcher", default=absent,
             help=f"one of {', '.join(MATCHERS)} (default mutual; adalam for two-view)")  # fmt: skip
     options("--max-keypoints", type=int, default=absent,
-            help="strongest points kept (1000; 2048 for two-view)")  # fmt: skip
+            help="strongest points kept (1000; 2048 for two-view); of fixed points 400 at most, of "
+            "the paper's 25")  # fmt: skip
     options("--budget", default=absent,
             help="what is counted: places, or keypoints, of which a place may have several "
             "(default places; keypoints for two-view)")  # fmt: skip
@@ -91,9 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="size of points of detectors without scale (12)")  # fmt: skip
     options("--min-zoom-change", type=float, default=absent, metavar="F",
             help="only pairs zoomed by more than F or less than 1/F")  # fmt: skip
-    options("--points", default=absent, help="fixed or repeated (default fixed)")
-    options("--window-px", type=float, default=absent, help="support of fixed points")
-    options("--ground-truth", default=absent, help="local or global (default local)")
+    options("--points", default=absent, help="fixed, repeated or paper: 25 of SIFT and Harris "
+            "(default fixed)")  # fmt: skip
+    options("--window-px", type=float, default=absent, help="support of fixed points (96)")
+    options("--ground-truth", default=absent, help="local, global or normalized (default local)")
     options("--rotate", type=float, default=absent, metavar="DEG", help="turn image 2 clockwise")
     options("--zoom", type=float, default=absent, metavar="F", help="zoom image 2")
     options("--random-turn", action="store_true", default=absent,
@@ -103,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--split", default=absent, help=f"of a dataset: {', '.join(SPLITS)} (test)")
     options("--split-by", default=absent, help=f"{' or '.join(SPLIT_RULES)} (image)")
     options("--top-k", type=int, default=absent, metavar="K",
-            help="recall of pairs of a dataset with 1 to K candidates (1)")  # fmt: skip
+            help="recall with 1 to K candidates, homography-pose or on a dataset (1)")  # fmt: skip
     options("--images", type=int, default=absent, help="photographs drawn (20)")
     options("--seed", type=int, default=absent, help="of the draws (0)")
     options("--peer-weights", type=Path, default=absent, metavar="DIR",

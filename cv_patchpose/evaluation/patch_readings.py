@@ -1,4 +1,4 @@
-"""What methods say of stored patches."""
+"""What methods say of stored patches, or of points of an image: candidates and fullest bins."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.estimator import PoseEstimator
-from cv_patchpose.evaluation.interface import Method
+from cv_patchpose.evaluation.controls import SiftAtPoint
+from cv_patchpose.evaluation.interface import Estimates, Image, Method
 from cv_patchpose.evaluation.learned import Learned
-from cv_patchpose.histograms import PatchPoses, find_modes
-from cv_patchpose.keypoints import arrays_from_keypoints
+from cv_patchpose.evaluation.sift_rules import SIFT_MAGNIFICATION, gradient_peaks_deg
+from cv_patchpose.histograms import PatchPoses, PoseBins, PoseHistograms, find_modes
+from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import build_pyramid, sample_patches
 from cv_patchpose.patchpose.patch_sets import Patches
 
@@ -22,8 +24,8 @@ class Readings:
     """What a method says of N patches: candidates, best first, NaN where there are fewer than K.
 
     Attributes:
-        octaves: (N, K), log2 of the scale.
-        angle_deg: (N, K), degrees clockwise on screen.
+        octaves: (N, K), log2 of the scale; (N, 1) of a method that gives one.
+        angle_deg: (N, K) or (N, 1) likewise, degrees clockwise on screen.
         argmax_octaves: (N,), centre of the fullest scale bin; NaN without a histogram.
         argmax_deg: (N,), centre of the fullest orientation bin; NaN without a histogram.
     """
@@ -45,25 +47,52 @@ def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:
         patches: (N, P, P, 3) uint8, RGB.
         top_k: K, candidates asked for; methods without a histogram give one.
     """
-    middle = (patches.shape[1] - 1) / 2
-    center = (cv2.KeyPoint(middle, middle, patches.shape[1]),)
     images = patches[..., ::-1]
     if isinstance(method, Learned):
-        return _read_histograms(method.assigner.estimator, images, top_k)
-    keypoint = arrays_from_keypoints(center)
-    estimates = [method.estimate(np.ascontiguousarray(image), keypoint) for image in images]
-    nothing = np.full(len(patches), np.nan)
+        estimator = method.assigner.estimator
+        histograms = _patch_histograms(estimator, images)
+        return _read_histograms(histograms, estimator.metadata.bins, top_k)
+    middle = (patches.shape[1] - 1) / 2
+    keypoint = arrays_from_keypoints((cv2.KeyPoint(middle, middle, patches.shape[1]),))
+    each = []
+    for image in map(np.ascontiguousarray, images):
+        estimates = method.estimate(image, keypoint)
+        each.append(read_points(method, image, keypoint, estimates, top_k))
     return Readings(
-        octaves=np.log2([estimate.size_px for estimate in estimates]),
-        angle_deg=np.array([estimate.angle_deg for estimate in estimates]),
-        argmax_octaves=nothing,
-        argmax_deg=nothing,
+        **{name: np.concatenate([vars(r)[name] for r in each]) for name in vars(each[0])}
     )
 
 
-def _read_histograms(estimator: PoseEstimator, images: Patches, top_k: int) -> Readings:
+def read_points(
+    method: Method, image: Image, points: KeypointArrays, estimates: Estimates, top_k: int
+) -> Readings:
+    """Tell all that a method says of points of an image.
+
+    Args:
+        method: Of one pose per point.
+        image: (h, w, 3) uint8, BGR.
+        points: N places.
+        estimates: The method's, of these points.
+        top_k: K, candidates asked for. Those of a network are read from its histograms before any
+            prior; SIFT's orientations are peaks; other methods give one.
+    """
+    if isinstance(method, Learned):
+        histograms = method.assigner.histograms(image, keypoints_from_arrays(points))
+        bins = method.assigner.estimator.metadata.bins
+        return _read_histograms(histograms, bins, top_k, np.log2(points.size_px, dtype=np.float64))
+    angle_deg = np.asarray(estimates.angle_deg, np.float64)[:, None]
+    if isinstance(method, SiftAtPoint) and top_k > 1:
+        window_px = SIFT_MAGNIFICATION * estimates.size_px
+        if method.window_px is not None:
+            window_px = np.full(len(points), method.window_px)
+        angle_deg = gradient_peaks_deg(image, points.xy_px.astype(float), window_px, top_k)
+    nothing = np.full(len(points), np.nan)
+    return Readings(np.log2(estimates.size_px)[:, None], angle_deg, nothing, nothing)
+
+
+def _patch_histograms(estimator: PoseEstimator, images: Patches) -> PoseHistograms:
     metadata, size = estimator.metadata, images.shape[1]
-    bins, center = metadata.bins, [[(size - 1) / 2, (size - 1) / 2]]
+    center = [[(size - 1) / 2, (size - 1) / 2]]
     # The network sees all of them at once, which is much faster.
     sampled = [
         sample_patches(
@@ -76,14 +105,24 @@ def _read_histograms(estimator: PoseEstimator, images: Patches, top_k: int) -> R
         )
         for image in images
     ]
-    histograms = estimator.histograms(np.concatenate(sampled))
+    return estimator.histograms(np.concatenate(sampled))
+
+
+def _read_histograms(
+    histograms: PoseHistograms,
+    bins: PoseBins,
+    top_k: int,
+    own_octaves: NDArray[np.float64] | None = None,
+) -> Readings:
+    """Read candidates and fullest bins; the scales are factors on N own sizes, or on 1."""
+    count = len(histograms.scale)
+    own = np.zeros(count) if own_octaves is None else own_octaves
     scales = find_modes(histograms, bins, top_k=top_k, max_angles=1)
     angles = find_modes(histograms, bins, top_k=top_k, max_scales=1)
-    shape = (len(images), top_k)
     return Readings(
-        octaves=np.log2(_by_rank(scales, scales.scale, shape)),
-        angle_deg=_by_rank(angles, angles.angle_deg, shape),
-        argmax_octaves=bins.scale_centers_octaves[histograms.scale.argmax(1)],
+        octaves=own[:, None] + np.log2(_by_rank(scales, scales.scale, (count, top_k))),
+        angle_deg=_by_rank(angles, angles.angle_deg, (count, top_k)),
+        argmax_octaves=own + bins.scale_centers_octaves[histograms.scale.argmax(1)],
         argmax_deg=bins.orientation_centers_deg[histograms.orientation.argmax(1)],
     )
 

@@ -108,6 +108,10 @@ def draw_photographs(root: Path, count: int, seed: int) -> list[Photograph]:
     Raises:
         ValueError: No folder, or no image in it.
     """
+    if not root.is_dir():
+        raise ValueError(
+            f"root: expected a folder of photographs or a PatchPose dataset, got {str(root)!r}"
+        )
     paths = find_images(root, "root")
     drawn = np.random.default_rng(seed).permutation(len(paths))[:count]
     return [Photograph(paths[i].relative_to(root).as_posix(), paths[i]) for i in sorted(drawn)]

@@ -37,10 +37,31 @@ def dominant_gradient_deg(
         Lowe, "Distinctive image features from scale-invariant keypoints", IJCV 2004, section 5,
         https://doi.org/10.1023/B:VISI.0000029664.99615.94.
     """
+    return gradient_peaks_deg(image, xy_px, window_px, 1)[:, 0]
+
+
+def gradient_peaks_deg(
+    image: NDArray[np.uint8],
+    xy_px: NDArray[np.float64],
+    window_px: NDArray[np.float64],
+    count: int,
+) -> NDArray[np.float64]:
+    """Find the highest peaks of each window's histogram of gradient directions.
+
+    Args:
+        image: (h, w, 3) uint8, BGR.
+        xy_px: (N, 2) centres, pixels.
+        window_px: (N,) diameters of the support.
+        count: K, peaks of each.
+
+    Returns:
+        (N, K) directions as of :func:`dominant_gradient_deg`, the highest peak first; NaN where
+        there are fewer.
+    """
     upright = np.zeros(len(xy_px))
     patches = sample_square(build_pyramid(image), xy_px, window_px, upright, _GRID)[:, 0]
     histograms = np.array([_orientation_histogram(patch) for patch in patches])
-    return _peaks_deg(histograms.reshape(-1, _BINS))
+    return _peaks_deg(histograms.reshape(-1, _BINS), count)
 
 
 def characteristic_size_px(
@@ -99,19 +120,25 @@ def _orientation_histogram(patch: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.convolve(wrapped, _SMOOTHING, "valid")
 
 
-def _peaks_deg(histograms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) angle of the highest bin, refined by the parabola through it and its neighbours."""
-    row = np.arange(len(histograms))
-    peak = histograms.argmax(1)
-    neighbours = histograms[row, peak - 1], histograms[row, (peak + 1) % _BINS]
-    shift = _top_of_parabola(neighbours[0], histograms[row, peak], neighbours[1])
-    return np.asarray((peak + shift) * (360 / _BINS) % 360)
+def _peaks_deg(histograms: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(N, K) angles of the highest peaks, refined by the parabola through each and its neighbours.
+
+    The highest bin is the first of them, also of a histogram that is flat.
+    """
+    left, right = np.roll(histograms, 1, 1), np.roll(histograms, -1, 1)
+    height = np.where((histograms > left) & (histograms >= right), histograms, -np.inf)
+    height[np.arange(len(histograms)), histograms.argmax(1)] = np.inf
+    bins = np.argsort(-height, axis=1, kind="stable")[:, :count]
+    values = (np.take_along_axis(table, bins, 1) for table in (left, histograms, right))
+    angle_deg = (bins + _top_of_parabola(*values)) * (360 / _BINS) % 360
+    angle_deg[np.isinf(np.take_along_axis(-height, bins, 1)) & (bins != bins[:, :1])] = np.nan
+    return np.pad(angle_deg, ((0, 0), (0, max(0, count - _BINS))), constant_values=np.nan)
 
 
 def _top_of_parabola(
     left: NDArray[np.float64], centre: NDArray[np.float64], right: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(N,) steps from the middle one of three samples to the top of the parabola through them."""
+    """Steps from the middle one of three samples to the top of the parabola through them."""
     curvature = left - 2 * centre + right
     bent = curvature < 0
     return np.where(bent, 0.5 * (left - right) / np.where(bent, curvature, 1), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from cv_patchpose.patchpose.generator import Report, generate
@@ -75,10 +76,21 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"{args.output}: {_describe(report)}")
     for reason, count in sorted(report.skipped.items()):
-        print(f"{count} images skipped: {reason}")
+        print(f"{count} images skipped: {reason}{_advice(reason)}")
     if report.missing:
         print(f"{report.missing} of {report.shards} shards are left to other parts")
+    for split in SPLITS:
+        if not (report.missing or report.pairs[split]):
+            print(
+                f"warning: no pairs in {split}: its images were all skipped; a larger --held-out "
+                "or more images help",
+                file=sys.stderr,
+            )
     return 0
+
+
+def _advice(reason: str) -> str:
+    return "; --border-px N allows less" if "margin" in reason else ""
 
 
 def _describe(report: Report) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,11 +25,14 @@ from cv_patchpose.patchpose.shards import (
     INDEX_NAME,
     Index,
     is_dataset,
+    is_whole,
     read_index,
     summarize_shard,
     write_shard,
 )
 from cv_patchpose.patchpose.sources import cut_shard
+
+_PARENT_CHECK_S = 1.0
 
 
 @dataclass
@@ -92,7 +97,8 @@ def generate(
     index = _open_index(output, Index(config, {n: (images / n).stat().st_size for n in names}))
     shards = plan_shards(names, config)
     mine = shards[first - 1 :: step]
-    todo = [shard for shard in mine if not _is_whole(output / shard.name, index.fingerprint)]
+    todo = [shard for shard in mine if not is_whole(output / shard.name, index.fingerprint)]
+    _remove_parts(output, mine)
     work = partial(_write, images, output, config, index.fingerprint)
     done = map(work, todo) if jobs == 1 else _in_pool(work, todo, jobs)
     bar = tqdm(done, total=len(mine), initial=len(mine) - len(todo), unit="shard", disable=None)
@@ -140,12 +146,12 @@ def _require_same(output: Path, begun: dict[str, object], asked: dict[str, objec
             )
 
 
-def _is_whole(path: Path, fingerprint: str) -> bool:
-    try:
-        summarize_shard(path, fingerprint)
-    except ValueError:
-        return False
-    return True
+def _remove_parts(output: Path, mine: Sequence[Shard]) -> None:
+    """Remove what writers of these shards left half written when they were killed."""
+    names = {shard.name for shard in mine}
+    for path in output.glob(".*.*.part"):
+        if path.name[1:].rsplit(".", 2)[0] in names:
+            path.unlink(missing_ok=True)
 
 
 def _write(
@@ -157,7 +163,7 @@ def _write(
 def _in_pool(work: partial[None], shards: Sequence[Shard], jobs: int) -> Iterator[None]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, _begin_worker, (threads,))
+    pool = ProcessPoolExecutor(jobs, context, _begin_worker, (threads, os.getpid()))
     try:
         for future in as_completed([pool.submit(work, shard) for shard in shards]):
             yield future.result()
@@ -170,9 +176,17 @@ def _in_pool(work: partial[None], shards: Sequence[Shard], jobs: int) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker(threads: int) -> None:
+def _begin_worker(threads: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
     cv2.setNumThreads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent was killed, which cannot end it any more."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(1)
 
 
 def _report(output: Path, shards: Sequence[Shard], fingerprint: str) -> Report:
@@ -188,5 +202,8 @@ def _report(output: Path, shards: Sequence[Shard], fingerprint: str) -> Report:
         report.dropped += summary.dropped
     if not report.missing and not report.keypoints:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
-        raise ValueError(f"images: expected some with keypoints, got none: {reasons}")
+        raise ValueError(
+            f"images: expected some with keypoints, got none: {reasons}; give larger ones, or "
+            "keypoints less room with --border-px"
+        )
     return report

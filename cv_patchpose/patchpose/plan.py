@@ -17,6 +17,7 @@ SPLITS = ("train", "val", "test")
 SPLIT_RULES = ("image", "pairs")
 
 _SPAIR_FOLDER = "JPEGImages"
+_SPAIR_NAME = "SPair-71k"  # what its archive unpacks to
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ def list_images(root: Path, layout: str = "auto") -> list[str]:
         root: Folder of images.
         layout: "folder": every image file below the folder. "spair": SPair-71k, the images are
             those in JPEGImages/<class>/; its annotations, segmentations and lists of pairs may be
-            missing and are not read, for pairs are made of one image here. "auto": "spair" where
-            there is a folder JPEGImages, otherwise "folder".
+            missing and are not read, for pairs are made of one image here; the root may also be
+            the folder that SPair-71k was unpacked in. "auto": "spair" where there is a folder
+            JPEGImages, otherwise "folder".
 
     Returns:
         Paths below the root, with forward slashes, sorted.
@@ -52,14 +54,15 @@ def list_images(root: Path, layout: str = "auto") -> list[str]:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    has_spair = (root / _SPAIR_FOLDER).is_dir()
-    if layout == "spair" and not has_spair:
+    below = [root / _SPAIR_FOLDER, root / _SPAIR_NAME / _SPAIR_FOLDER]
+    spair = next((folder for folder in below if folder.is_dir()), None)
+    if layout == "spair" and spair is None:
         raise ValueError(
             f"layout: expected a folder {_SPAIR_FOLDER} in {root} as in SPair-71k, got none; give "
             "the folder that holds it, or layout folder for any tree of images"
         )
-    below = root / _SPAIR_FOLDER if has_spair and layout != "folder" else root
-    names = sorted(path.relative_to(root).as_posix() for path in find_images(below))
+    searched = root if spair is None or layout == "folder" else spair
+    names = sorted(path.relative_to(root).as_posix() for path in find_images(searched))
     if len(names) < len(SPLITS):
         raise ValueError(f"images: expected at least 3, one for each split, got {len(names)}")
     return names

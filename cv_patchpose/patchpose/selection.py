@@ -52,9 +52,7 @@ def cut_image(
     Raises:
         UnusableImageError: The image is too small, or no candidate has enough content.
     """
-    image = _shrink(image, config.long_side_px)
-    if min(image.shape[:2]) <= 2 * config.margin_px:
-        raise UnusableImageError(f"not larger than twice the margin of {config.margin_px} px")
+    image = shrink_image(image, config)
     pyramid = build_pyramid(image, color=True)
     sets: list[PatchSet] = []
     dropped = 0
@@ -69,6 +67,21 @@ def cut_image(
     if not sets:
         raise UnusableImageError("no keypoint with content inside the margin")
     return sets, dropped
+
+
+def shrink_image(image: NDArray[np.uint8], config: PatchPoseConfig) -> NDArray[np.uint8]:
+    """Shrink an image to the long side asked for.
+
+    Raises:
+        UnusableImageError: It is too small to hold a keypoint.
+    """
+    factor = config.long_side_px / max(image.shape)
+    if factor < 1:
+        small: Any = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        image = np.asarray(small, np.uint8)
+    if min(image.shape[:2]) <= 2 * config.margin_px:
+        raise UnusableImageError(f"not larger than twice the margin of {config.margin_px} px")
+    return image
 
 
 def measure_content(pyramid: ImagePyramid, xy_px: tuple[float, float], patch_size: int) -> float:
@@ -90,14 +103,6 @@ def measure_content(pyramid: ImagePyramid, xy_px: tuple[float, float], patch_siz
     upright = cut_patches(pyramid, xy_px, 0.0, _CONTENT_OCTAVES, patch_size).astype(np.float64)
     turned = np.concatenate([np.rot90(upright, turns, axes=(1, 2)) for turns in range(4)])
     return float(np.sqrt(turned.var(axis=0).mean()))
-
-
-def _shrink(image: NDArray[np.uint8], long_side_px: int) -> NDArray[np.uint8]:
-    factor = long_side_px / max(image.shape)
-    if factor >= 1:
-        return image
-    small: Any = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8)
 
 
 def _candidates(

@@ -36,7 +36,10 @@ _PNG_OPTIONS = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
 )
-_DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, cv2.error)
+_DAMAGES = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, cv2.error),
+    RuntimeError,  # of zipfile, where damage looks like a password
+)
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,26 @@ def summarize_shard(path: Path, fingerprint: str) -> ShardSummary:
         raise _damage(path, error) from error
 
 
+def is_whole(path: Path, fingerprint: str) -> bool:
+    """Tell whether a shard is there and undamaged; unlike `summarize_shard` this reads all of it.
+
+    Args:
+        path: Of the file.
+        fingerprint: Of the dataset's index.
+    """
+    try:
+        summary = summarize_shard(path, fingerprint)
+        with zipfile.ZipFile(path) as archive:
+            complete = len(archive.namelist()) == 1 + summary.keypoints
+            return complete and archive.testzip() is None
+    except _DAMAGES:
+        return False
+
+
 def _damage(path: Path, error: Exception) -> ValueError:
     return ValueError(
         f"{path}: expected a whole shard of this dataset, got {error}; run the cv-patchpose "
-        "generate command of the dataset again (delete the file first if it is there)"
+        "generate command of the dataset again, it writes what is missing or damaged"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,9 +24,15 @@ from cv_patchpose.patchpose.plan import (
     pair_split_mask,
     plan_shards,
 )
-from cv_patchpose.patchpose.selection import UnusableImageError, cut_image
-from cv_patchpose.patchpose.shards import ShardContent, read_index, read_shard
+from cv_patchpose.patchpose.selection import UnusableImageError, cut_image, shrink_image
+from cv_patchpose.patchpose.shards import (
+    ShardContent,
+    read_index,
+    read_shard,
+    summarize_shard,
+)
 
+_SKIPPED = (UnusableImageError, OSError, ValueError, cv2.error)
 _POOL_SHARDS = 4  # mixed with each other: a bound on memory and on how well pairs are shuffled
 
 
@@ -34,7 +42,12 @@ class PairSource(ABC):
     Attributes:
         config: What the pairs are made with.
         shards: Of all splits.
+        root: Folder that is read.
+        advice: Why a split may be without pairs, and what helps.
     """
+
+    root: Path
+    advice: str
 
     def __init__(self, images: list[str], config: PatchPoseConfig) -> None:
         self.config = config
@@ -43,6 +56,10 @@ class PairSource(ABC):
     @abstractmethod
     def read(self, shard: Shard) -> ShardContent:
         """Return the patch sets of a shard."""
+
+    @abstractmethod
+    def count_skipped(self) -> Counter[str]:
+        """Count the images that have no pairs, by reason, without cutting any patch."""
 
     def shards_of(self, split: str, split_by: str = "image") -> list[Shard]:
         """List the shards that hold pairs of a split.
@@ -122,7 +139,7 @@ class PairSource(ABC):
             for first in range(0, len(shards), _POOL_SHARDS)
         )
         pieces = (piece for pool in pools for piece in _pieces(pool, batch_size, rng))
-        return _rebatch(pieces, batch_size, split)
+        return rebatch(pieces, batch_size, f"{split}, got none: {self.advice}")
 
 
 class PatchPoseDataset(PairSource):
@@ -134,6 +151,8 @@ class PatchPoseDataset(PairSource):
     Raises:
         ValueError: No dataset, or one of another version.
     """
+
+    advice = "its images were all skipped; generate with a larger held_out or more images"
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -148,6 +167,12 @@ class PatchPoseDataset(PairSource):
             ValueError: Its file is missing, truncated or damaged, or belongs to another dataset.
         """
         return read_shard(self.root / shard.name, self._fingerprint)
+
+    def count_skipped(self) -> Counter[str]:
+        """Count what the shards that are there have noted."""
+        paths = [self.root / shard.name for shard in self.shards]
+        noted = [summarize_shard(path, self._fingerprint) for path in paths if path.is_file()]
+        return Counter(reason for summary in noted for reason in summary.skipped.values())
 
 
 class PatchPoseStream(PairSource):
@@ -164,6 +189,8 @@ class PatchPoseStream(PairSource):
         ValueError: A folder that does not serve, see `plan.list_images`.
     """
 
+    advice = "its images were all skipped; give more images, or larger ones"
+
     def __init__(
         self, images: Path | str, config: PatchPoseConfig, *, layout: str = "auto"
     ) -> None:
@@ -173,6 +200,20 @@ class PatchPoseStream(PairSource):
     def read(self, shard: Shard) -> ShardContent:
         """Cut the patch sets of a shard's images."""
         return cut_shard(self.root, shard, self.config)
+
+    def count_skipped(self) -> Counter[str]:
+        """Count images that are unreadable or too small; content shows only when they are cut."""
+        names = [name for shard in self.shards for name in shard.images]
+        with ThreadPoolExecutor() as pool:
+            reasons = list(pool.map(self._reason_to_skip, names))
+        return Counter(reason for reason in reasons if reason)
+
+    def _reason_to_skip(self, name: str) -> str | None:
+        try:
+            shrink_image(read_image(self.root / name), self.config)
+        except _SKIPPED as error:
+            return _reason(error)
+        return None
 
 
 def cut_shard(root: Path, shard: Shard, config: PatchPoseConfig) -> ShardContent:
@@ -188,14 +229,16 @@ def cut_shard(root: Path, shard: Shard, config: PatchPoseConfig) -> ShardContent
     for name in shard.images:
         try:
             cut, without_content = cut_image(read_image(root / name), name, config)
-        except UnusableImageError as error:
-            skipped[name] = str(error)
-        except (OSError, ValueError, cv2.error):
-            skipped[name] = "unreadable"
+        except _SKIPPED as error:
+            skipped[name] = _reason(error)
         else:
             sets += cut
             dropped += without_content
     return ShardContent(sets, skipped, dropped)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UnusableImageError) else "unreadable"
 
 
 def _pieces(
@@ -223,8 +266,17 @@ def _gather(sets: list[PatchSet], table: NDArray[np.int64]) -> Pairs:
     )
 
 
-def _rebatch(pieces: Iterator[Pairs], batch_size: int, split: str) -> Iterator[Pairs]:
-    """Join what the ends of pools left over, so that only the last batch is smaller."""
+def rebatch(pieces: Iterator[Pairs], batch_size: int, missing: str) -> Iterator[Pairs]:
+    """Join pieces to batches of one size, of which only the last may be smaller.
+
+    Args:
+        pieces: At most batch_size pairs each.
+        batch_size: Pairs at once.
+        missing: What to say where there are no pieces.
+
+    Raises:
+        ValueError: While iterating, no pieces.
+    """
     held: list[Pairs] = []
     none = True
     for piece in pieces:
@@ -235,10 +287,7 @@ def _rebatch(pieces: Iterator[Pairs], batch_size: int, split: str) -> Iterator[P
             yield _part(joined, slice(0, batch_size))
             held = [_part(joined, slice(batch_size, None))]
     if none:
-        raise ValueError(
-            f"split: expected pairs in {split}, got none: its images were all skipped; "
-            "generate with a larger held_out or more images"
-        )
+        raise ValueError(f"split: expected pairs in {missing}")
     if sum(map(len, held)):
         yield _join(held)
 

@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--network", choices=list(RECIPES), help="what to train (polar)")
     parser.add_argument(
-        "--recipe", help=f"set of options, the first of a network its default ({names})"
+        "--recipe",
+        help=f"set of options of the --network, the first its default ({names})",
     )
     parser.add_argument(
         "--teacher-target",

@@ -54,6 +54,11 @@ class ProcessGroup:
         distributed.broadcast(shared, 0)
         return float(shared.item())
 
+    def leave(self) -> None:
+        """Part from the other processes when all is done."""
+        if self.size > 1:
+            distributed.destroy_process_group()
+
 
 def join_processes(device: str) -> ProcessGroup:
     """Join the processes that torchrun started; a process on its own is a group of one.

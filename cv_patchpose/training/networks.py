@@ -49,6 +49,29 @@ def shape_to_entry(shape: NetworkConfig) -> dict[str, Any]:
     return {"network": _NAMES[type(shape)], **dataclasses.asdict(shape)}
 
 
+def describe_differences(one: NetworkConfig, other: NetworkConfig) -> str:
+    """Name the fields by which a network's shape differs from another, and both values."""
+    ours, theirs = (_flat(shape_to_entry(shape)) for shape in (one, other))
+    if ours["network"] != theirs["network"]:
+        return f"network {ours['network']} and not {theirs['network']}"
+    return ", ".join(
+        f"{name} {value} and not {theirs[name]}"
+        for name, value in ours.items()
+        if value != theirs[name]
+    )
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, str]:
+    """Write values as text, those of a nested entry one by one."""
+    found: dict[str, str] = {}
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": str(v) for inner, v in value.items()}
+        else:
+            found[name] = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return found
+
+
 _NAMES = {PolarNetConfig: "polar", RingNetConfig: "rings", ResNetConfig: "resnet18"}
 
 

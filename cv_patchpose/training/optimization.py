@@ -14,16 +14,16 @@ LAST_LEARNING_RATE_SHARE = 0.003
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Warm up linearly, then fall along a cosine or stay.
+    """Warm up linearly and fall along a cosine, or stay the same throughout.
 
     Args:
         config: names the peak and the schedule.
         progress: share of the budget used up, 0 to 1.
     """
-    if progress < WARM_UP_SHARE:
-        return config.learning_rate * max(0.02, progress / WARM_UP_SHARE)
     if config.schedule == "constant":
         return config.learning_rate
+    if progress < WARM_UP_SHARE:
+        return config.learning_rate * max(0.02, progress / WARM_UP_SHARE)
     cosine = 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP_SHARE) / (1 - WARM_UP_SHARE)))
     return config.learning_rate * max(cosine, LAST_LEARNING_RATE_SHARE)
 

@@ -135,7 +135,7 @@ class TrainConfig:
         batch_size: keypoints per step; each brings its views.
         optimizer: "adamw" or "sgd".
         momentum: of SGD.
-        schedule: of the learning rate after its warm-up, "cosine" or "constant".
+        schedule: of the learning rate, "cosine" (after a short warm-up) or "constant" (without).
         learning_rate: peak of the schedule.
         weight_decay: of the optimizer.
         largest_gradient: norm to which gradients are clipped; None: not clipped.

@@ -7,6 +7,7 @@ import multiprocessing
 import queue
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -22,7 +23,8 @@ def prefetch(
     """Make batches in the background, one worker a stream, in the streams' fixed rotation.
 
     OpenCV and the sampler release the interpreter lock, so threads are enough beside a network on
-    the processor; a GPU wants processes. The workers end when the generator is closed.
+    the processor; a GPU wants processes. The workers end when the generator is closed;
+    a thread that is at a batch then is waited for, but not for long.
 
     Args:
         streams: at least one.
@@ -66,6 +68,8 @@ def _load(streams: Sequence[Iterable[Batch]], depth: int) -> Generator[Batch, No
         yield Batch(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
+# A thread may be at a batch that takes long; it is a daemon, and Ctrl-C need not wait for it.
+_PATIENCE_S = 2.0
 _Queue: TypeAlias = queue.Queue[Batch | BaseException]
 
 
@@ -87,8 +91,9 @@ def _rotate(streams: Sequence[Iterable[Batch]], depth: int) -> Generator[Batch, 
                 yield batch
     finally:
         stop.set()
+        end = time.monotonic() + _PATIENCE_S
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def _fill(stream: Iterable[Batch], waiting: _Queue, stop: threading.Event) -> None:

@@ -26,7 +26,7 @@ from cv_patchpose.training.polar import STANDARD_OCTAVES, activation
 SECTOR = 5  # directions that the first convolution sees
 KERNEL = 3  # of the others
 ROWS_MULTIPLE = 8  # what ONNX Runtime's convolutions are fast on
-EIGHT_BIT_PARTS = ("stem", "layers")  # whose convolutions may count in eight bits
+EIGHT_BIT_PARTS = ("stem", "layers", "closing")  # whose convolutions may count in eight bits
 MOST_CLOSED_ROWS = 4  # of a circle laid out in rows; more cost more than copies of columns
 
 

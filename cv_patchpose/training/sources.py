@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +14,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
+from cv_patchpose.files import IMAGE_SUFFIXES, files_below
 from cv_patchpose.grids import SquareGrid
 from cv_patchpose.patchpose.options import KINDS, PatchPoseConfig
 from cv_patchpose.patchpose.patch_sets import Pairs
 from cv_patchpose.patchpose.shards import is_dataset
-from cv_patchpose.patchpose.sources import PairSource, PatchPoseDataset, PatchPoseStream
+from cv_patchpose.patchpose.sources import (
+    PairSource,
+    PatchPoseDataset,
+    PatchPoseStream,
+    rebatch,
+)
 from cv_patchpose.training.calibration import measure_scale_offset, scale_offset
 from cv_patchpose.training.dataset import Batch, PairStream
 from cv_patchpose.training.imitation import Teacher
@@ -29,6 +38,8 @@ from cv_patchpose.training.photographs import read_photographs
 VALIDATION_BATCH = 64
 VALIDATION_SEED = 12345
 POOL_BATCHES = 24
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TrainingSource(Protocol):
@@ -67,8 +78,19 @@ def open_source(images: Path | str, config: TrainConfig, shape: NetworkConfig) -
         ValueError: too few photographs, or a dataset that does not serve.
     """
     if config.source == "views":
+        _refuse_datasets(Path(images))
         return ViewSource(images, config, shape)
     return PatchPoseSource(images, config, shape)
+
+
+def _refuse_datasets(images: Path) -> None:
+    """Tell a folder of nothing but datasets, which some networks only can be trained on."""
+    datasets = _find_datasets(images)
+    if datasets and not list(files_below(images, IMAGE_SUFFIXES)):
+        raise ValueError(
+            f"images: expected photographs, got the PatchPose dataset {datasets[0]}; networks are "
+            "trained on it with --network resnet18 and --recipe pairs or paper"
+        )
 
 
 class ViewSource:
@@ -163,6 +185,9 @@ class PatchPoseSource:
         self.config, self.shape = config, shape
         self.target = config.targets[0] if len(config.targets) < len(TARGETS) else "joint"
         self.sources = _open_pairs(Path(images), shape.grid, config)
+        # Both kinds made on the fly are of the same images.
+        for source in {source.root: source for source in self.sources}.values():
+            _tell_skipped(source)
         shards = [shard for source in self.sources for shard in source.shards]
         by_split = {
             split: sorted({name for s in shards if s.split == split for name in s.images})
@@ -218,25 +243,24 @@ class PatchPoseSource:
     def _endless(
         self, source: PairSource, batch_size: int, seed: tuple[int, ...]
     ) -> Iterator[Pairs]:
-        for epoch in itertools.count():
-            order = np.random.SeedSequence((*seed, epoch)).generate_state(1)[0]
-            for pairs in source.pairs(
+        """Give full batches; what an epoch leaves over begins the next."""
+        epochs = (
+            source.pairs(
                 "train",
                 split_by=self.config.split_by,
                 target=self.target,
                 batch_size=batch_size,
-                seed=int(order),
-            ):
-                if len(pairs) == batch_size:
-                    yield pairs
+                seed=int(np.random.SeedSequence((*seed, epoch)).generate_state(1)[0]),
+            )
+            for epoch in itertools.count()
+        )
+        return rebatch(itertools.chain.from_iterable(epochs), batch_size, "train")
 
 
 def _open_pairs(images: Path, grid: object, config: TrainConfig) -> list[PairSource]:
     if not isinstance(grid, SquareGrid):
         raise ValueError(f"source: expected a network of square patches, got {grid}")
-    datasets = [images] if is_dataset(images) else []
-    if images.is_dir():
-        datasets += [path for path in sorted(images.iterdir()) if is_dataset(path)]
+    datasets = _find_datasets(images)
     if not datasets:
         return [
             PatchPoseStream(
@@ -252,6 +276,20 @@ def _open_pairs(images: Path, grid: object, config: TrainConfig) -> list[PairSou
                 f"{source.config.patch_size}; generate with --patch-size {grid.size}"
             )
     return sources
+
+
+def _find_datasets(images: Path) -> list[Path]:
+    datasets = [images] if is_dataset(images) else []
+    if images.is_dir():
+        datasets += [path for path in sorted(images.iterdir()) if is_dataset(path)]
+    return datasets
+
+
+def _tell_skipped(source: PairSource) -> None:
+    for reason, count in sorted(source.count_skipped().items()):
+        report = f"{source.root}: {count} images skipped: {reason}"
+        _LOGGER.info(report)
+        tqdm.write(report, file=sys.stderr)
 
 
 def _batch(parts: list[Pairs]) -> Batch:

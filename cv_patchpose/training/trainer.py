@@ -29,7 +29,12 @@ from cv_patchpose.training.curves import draw_curves
 from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.distributed import join_processes
 from cv_patchpose.training.log import Row, read_rows, write_rows
-from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
+from cv_patchpose.training.networks import (
+    build_network,
+    describe_differences,
+    network_config,
+    shape_to_entry,
+)
 from cv_patchpose.training.objective import (
     PoseLoss,
     has_bfloat16,
@@ -71,7 +76,7 @@ class Trainer:
 
     Args:
         images: folder of photographs, or of PatchPose pairs, see `sources.open_source`.
-        run: folder of the run; made if missing.
+        run: folder of the run; made if missing, with the first batch.
         config: how to train; to resume, `saved_config` of the run with what is to change.
         resume: go on from the run's checkpoint.
 
@@ -137,7 +142,9 @@ class Trainer:
         state = load_checkpoint(path)
         if shape_of(state) != self.shape:
             raise ValueError(
-                f"{path}: expected a network of shape {self.shape}, got {shape_of(state)}"
+                f"{path}: expected a network like the one to train, got one of "
+                f"{describe_differences(shape_of(state), self.shape)}; give the same options, or "
+                "another checkpoint"
             )
         return state
 
@@ -146,10 +153,11 @@ class Trainer:
             weights = self._load(self.config.init)["average"]
             self.network.load_state_dict(weights)
             self.average.load_state_dict(weights)
-        if self.group.leads:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-            held_out = "".join(f"{name}\n" for name in self.source.held_out)
-            write_file(self.run_folder / VALIDATION_NAME, held_out.encode())
+
+    def _make_folder(self) -> None:
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        held_out = "".join(f"{name}\n" for name in self.source.held_out)
+        write_file(self.run_folder / VALIDATION_NAME, held_out.encode())
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["validation_files"] != self._validation_files():
@@ -186,6 +194,7 @@ class Trainer:
             ) as batches,
         ):
             self._loop(batches)
+        self.group.leave()
         return self.checkpoint_path
 
     def _loop(self, batches: Iterator[Batch]) -> None:
@@ -203,7 +212,10 @@ class Trainer:
             disable=not self.group.leads,
         ) as bar:
             while self.progress() < 1:
-                losses.append(self._step(next(batches)))
+                batch = next(batches)
+                if self.group.leads and not self.step:  # not before there is something to learn
+                    self._make_folder()
+                losses.append(self._step(batch))
                 now = time.monotonic()
                 # One clock for all processes, which must take the same number of steps.
                 self.minutes = self.group.from_leader(self.minutes + (now - mark) / 60)
