@@ -3,8 +3,8 @@
 HELD_OUT are photographs that nothing was trained on, PAIRS scenes in HPatches' layout with those of
 HPatches in the folder hpatches-sequences, WEIGHTS the published weights of OriNet and AffNet. Of
 RUNS only the models, run.json and log.csv of each run, and the results of the runs on the small
-dataset are read. The page is made of what is there. What is measured is kept in RUNS: a script that
-was killed goes on where it stopped.
+dataset are read. The page is made of what is there. What is measured is kept in RUNS: a script
+that was killed goes on where it stopped; to measure again, delete RUNS/results.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Measuring:
                 there = self.root / f"results/leak-{rule}-{kind}.json"
                 if there.exists():
                     results[f"leak-{rule}-{kind}"] = read_result(there)
-        for truth in ("global", "local"):
+        for truth in ("global", "normalized", "local"):
             where = f"homography-pose {scenes} --ground-truth {truth} --window-px 96"
             results[f"hpatches-{truth}"] = self._evaluate(f"hpatches-{truth}", where, PAIRS)
         where = f"homography-pose {self.options.pairs} --window-px 96"
@@ -72,7 +72,7 @@ class Measuring:
         output = self.root / f"results/{title}.json"
         words = ["evaluate", *where.split(), "--methods", ",".join([*PEERS, *made])]
         words += ["--peer-weights", str(self.options.weights), "--jobs", str(self.options.jobs)]
-        self._call([*words, "-o", str(output)])
+        self._call([*words, "-o", str(output)], done=output.exists())
         return read_result(output)
 
     def _held_out(self) -> Path:
@@ -82,9 +82,11 @@ class Measuring:
             self._call([*words, "--jobs", str(self.options.jobs), "-o", str(folder / kind)])
         return folder
 
-    def _call(self, arguments: list[str]) -> None:
-        """Run a command of cv-patchpose, which skips what it did before."""
+    def _call(self, arguments: list[str], done: bool = False) -> None:
+        """Run a command of cv-patchpose, unless its output is there."""
         self.commands.append(describe_command(arguments))
+        if done:
+            return
         print(self.commands[-1], flush=True)
         subprocess.run([sys.executable, "-m", "cv_patchpose.cli", *arguments], check=True)
 
@@ -98,13 +100,14 @@ def read_result(path: Path) -> dict[str, Any]:
     return {"protocol": protocol, "rows": rows, "failures": outcome["failures"]}
 
 
-def compare_truths(scenes: Path) -> list[float]:
+def compare_truths(scenes: Path) -> dict[str, list[float]]:
     """How far the paper's truth (eq. 10) agrees with the local one, on 20 x 20 points an image.
 
     Returns:
-        Percent within 5 and 10 degrees, 1/6 and 1/3 octave.
+        Percent within 5 and 10 degrees, 1/6 and 1/3 octave, of the change read in pixels from the
+        corner of the image ("global") and from its centre ("normalized").
     """
-    degrees, octaves = [], []
+    errors: dict[str, list[list[float]]] = {"global": [[], []], "normalized": [[], []]}
     for pair in list_pairs(find_sequences(scenes)[0], quick=False):
         homography = pair.target.homography
         height, width = read_image(pair.first).shape[:2]
@@ -114,11 +117,28 @@ def compare_truths(scenes: Path) -> list[float]:
         there = project(homography, points)
         points = points[((there >= 0) & (there < (columns, rows))).all(1)]
         scale, angle = nearest_similarity(local_jacobian(homography, points))
-        paper_scale, paper_angle = global_change(homography)
-        degrees += [*np.abs((angle - paper_angle + 180) % 360 - 180)]
-        octaves += [*np.abs(np.log2(scale / paper_scale))]
-    limits = ((degrees, 5), (degrees, 10), (octaves, 1 / 6), (octaves, 1 / 3))
-    return [100 * float(np.mean(np.array(errors) <= limit)) for errors, limit in limits]
+        from_middle = move((width - 1) / 2, (height - 1) / 2)
+        to_middle = move(-(columns - 1) / 2, -(rows - 1) / 2)
+        for name, read in {
+            "global": homography,
+            "normalized": to_middle @ homography @ from_middle,
+        }.items():
+            paper_scale, paper_angle = global_change(read)
+            errors[name][0] += [*np.abs((angle - paper_angle + 180) % 360 - 180)]
+            errors[name][1] += [*np.abs(np.log2(scale / paper_scale))]
+    return {
+        name: [
+            100 * float(np.mean(np.array(found) <= limit))
+            for found, limits in ((degrees, (5, 10)), (octaves, (1 / 6, 1 / 3)))
+            for limit in limits
+        ]
+        for name, (degrees, octaves) in errors.items()
+    }
+
+
+def move(x: float, y: float) -> np.ndarray:
+    """Make a (3, 3) translation."""
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
 
 
 def describe_runs(root: Path) -> dict[str, dict]:

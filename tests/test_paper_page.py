@@ -39,7 +39,8 @@ def content(page, runs, accuracy):
         }
 
     whole = [*PEERS, *(m for m in page.MODELS if m in models and not m.startswith("leak"))]
-    titles = ("patchpose-A", "patchpose-B", "hpatches-global", "hpatches-local", "pairs")
+    truths = [f"hpatches-{truth}" for truth in ("global", "normalized", "local")]
+    titles = ("patchpose-A", "patchpose-B", *truths, "pairs")
     results = {title: outcome(whole) for title in titles}
     for model in (m for m in models if m.startswith("leak")):
         results |= {f"{model}-{kind}": outcome([model]) for kind in "AB"}
