@@ -42,8 +42,8 @@ PAPER_BINS: dict[tuple[int, int], Figures] = {
     (72, 17): (9.7, 15.4, 19.7, 35.6),
 }
 OURS = {
-    "polar": "**ours, `polar`, as shipped**",
-    "polar-large": "ours, `polar-large`, as shipped",
+    "polar": "**ours, `polar`**",
+    "polar-large": "ours, `polar-large`",
     "paper": "ResNet-18 pair, the paper's recipe",
     "pairs": "ResNet-18 pair, recipe `pairs`",
     "views": "ResNet-18 pair, recipe `views`",
@@ -67,7 +67,8 @@ alignment.
 **The budget is not the paper's**: {budget}, where the
 paper goes up to 250 times through 3.9 million pairs. Rows trained here by one budget compare with
 each other; the distance of the ResNet-18 rows to the paper's figures is also that of the budgets.
-`polar` is the model that ships, see [its card](../models/polar.md).
+`polar` and `polar-large` are the models that ship, see [their cards](../models/polar.md), as they
+were at the commit named at the end.
 
 Percent of pairs within 5 and 10 degrees, and within 1/6 and 1/3 octave. Peaks are read between
 bins unless "fullest bin" is said. The models are exported with weights of eight bits.
@@ -232,7 +233,7 @@ def _unlearned(runs: dict[str, Any]) -> str:
     for name, run in runs.items():
         target = "scale" if name.endswith("-scale") else "orientation"
         losses = [row[f"{target}_loss"] for row in run.get("log", ())]
-        if run["group"] == "pair" and losses and max(losses) - min(losses) < 0.01 * max(losses):
+        if run["group"] == "pair" and losses and max(losses) - min(losses) < 0.05 * max(losses):
             stuck.append(f"{name} at {losses[-1]:.2f} nats")
     if not stuck:
         return ""

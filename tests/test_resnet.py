@@ -254,7 +254,16 @@ def test_one_network_is_not_enough_and_two_of_a_kind_are_too_many(runs, tmp_path
             export_checkpoint(sources, out)
     assert not out.exists()
     assert main(["export", str(runs / "scale"), "-o", str(out)]) == 2
-    assert "one for the scale" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "got one for the scale; train another with --target orientation" in message
+
+
+def test_networks_that_differ_are_not_joined(runs, tmp_path):
+    state = torch.load(runs / "scale" / "checkpoint.pt", weights_only=True)
+    state["network_config"]["temperature"] = 7.0
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="alike but for what they give, got temperature 7.0 and"):
+        export_checkpoint([runs / "orientation", tmp_path / "other.pt"], tmp_path / "model.onnx")
 
 
 def test_rounded_weights_are_stored_without_loss():

@@ -30,7 +30,7 @@ from cv_patchpose.training.checkpoint import (
     shape_of,
 )
 from cv_patchpose.training.compression import round_weights, store_int8
-from cv_patchpose.training.networks import NetworkConfig
+from cv_patchpose.training.networks import NetworkConfig, describe_differences
 from cv_patchpose.training.options import TARGETS
 from cv_patchpose.training.photographs import Photographs, read_photographs
 from cv_patchpose.training.polar import PolarNetConfig
@@ -144,16 +144,28 @@ def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, Netw
     shape = shapes[0]
     if not isinstance(shape, ResNetConfig):
         if len(shapes) > 1:
-            raise ValueError(f"source: expected one run of a network of both, got {len(shapes)}")
+            raise ValueError(
+                f"source: expected one run, whose network gives both histograms, got {len(shapes)}"
+            )
         network = networks[0]
         return network.folded() if isinstance(network, RingNet) else network, shape
-    targets = [t for other in shapes if isinstance(other, ResNetConfig) for t in other.targets]
+    targets: list[str] = []
     joint = replace(shape, targets=TARGETS)
-    alike = all(replace(s, targets=TARGETS) == joint for s in shapes if isinstance(s, ResNetConfig))
-    if sorted(targets) != sorted(TARGETS) or len(targets) != len(set(targets)) or not alike:
+    for other in shapes:
+        if isinstance(other, ResNetConfig):
+            targets += other.targets
+            other = replace(other, targets=TARGETS)
+        if other != joint:
+            raise ValueError(
+                "source: expected two networks alike but for what they give, got "
+                f"{describe_differences(other, joint)}"
+            )
+    if sorted(targets) != sorted(TARGETS):
+        lacking = [target for target in TARGETS if target not in targets]
         raise ValueError(
-            "source: expected a network for the orientation and one for the scale, alike in grid, "
-            f"bins and temperature, got {', '.join(map(str, shapes))}"
+            "source: expected a network for the orientation and one for the scale, got one for the "
+            + " and one for the ".join(targets)
+            + "".join(f"; train another with --target {target}" for target in lacking)
         )
     complete = ResNetPose(joint)
     for network in networks:
