@@ -12,6 +12,7 @@ import torch
 from kornia import feature
 from numpy.testing import assert_allclose
 
+from cv_patchpose.detectors import LEVEL_SIGMA_OCTAVES
 from cv_patchpose.evaluation.controls import AffineShape
 from cv_patchpose.evaluation.description import describe_keypoints
 from cv_patchpose.evaluation.detection import PEER_DETECTORS, detect
@@ -135,6 +136,8 @@ def test_keynet_points_are_the_strongest_on_the_photograph(photograph, weights):
     assert (np.diff(points.response) <= 0).all()
     assert (points.angle_deg == -1).all()
     assert PEER_DETECTORS == ("keynet",)
+    # Scales that are levels of a pyramid are kept.
+    assert found.traits.scale_sigma_octaves == LEVEL_SIGMA_OCTAVES
     posed = load_method("detector", MethodSettings()).pose(turned.image, found)
     assert (posed.angle_deg >= 0).all()
 

@@ -18,7 +18,9 @@ from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints
 
 DETECTORS = detectors.DETECTORS
 # Key.Net's scale is that of the pyramid level, without a search for the best one.
-_PEER_TRAITS = {"keynet": DetectorTraits("KeyNet", "extent", 1.0)}
+_PEER_TRAITS = {
+    "keynet": DetectorTraits("KeyNet", "scale", scale_sigma_octaves=detectors.LEVEL_SIGMA_OCTAVES)
+}
 PEER_DETECTORS = tuple(_PEER_TRAITS)
 SCALELESS_DETECTORS = ("gftt", "harris", "fast", "agast")
 # Descriptors that read what the detector of their name writes. KAZE's makes NaN of some of it.
