@@ -137,11 +137,16 @@ def tables() -> list[Table]:
     return planar + two_view
 
 
+def result_path(options: argparse.Namespace, table: Table, turned: bool) -> Path:
+    """Name the file of a table's result."""
+    return Path(options.results / f"{table.name(turned)}.json")
+
+
 def measure(options: argparse.Namespace, table: Table, turned: bool) -> dict:
     """Run one call and read its result."""
     planar = table.benchmark == "homography-matching"
     root = options.pairs if planar else options.scenes
-    output = options.results / f"{table.name(turned)}.json"
+    output = result_path(options, table, turned)
     methods = [name for name in table.methods if name in options.methods]
     words = [table.benchmark, str(root), "--methods", ",".join(methods)]
     words += table.options.split() + (table.turned.split() if turned else [])
@@ -166,7 +171,7 @@ def format_table(rows: Sequence[dict], columns: dict[str, tuple[str, str]]) -> l
         cells = []
         for name, (_, form) in columns.items():
             text = "-" if row[name] is None else format(row[name], form)
-            cells.append(f"**{text}**" if row[name] == best.get(name) else text)
+            cells.append(f"**{text}**" if row[name] and row[name] == best.get(name) else text)
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -216,7 +221,7 @@ def format_page(measured: dict[tuple[int, bool], dict], seconds: dict[str, float
         "fit in.\n",
         "`detector` is the detector's own pose with one orientation, `detector-all` all of them; "
         "`upright` and `affnet` know that the photographs are upright, the latter adds AffNet's "
-        "affine shape, which patch descriptors (HardTFeat, TFeat) see and SIFT does not; `polar` "
+        "affine shape, which patch descriptors (HardTFeat) see and SIFT does not; `polar` "
         "is ours, `polar:2` with up to two poses, `resnet18` the paper's network. Bold is the best "
         "of a column.\n",
         *format_summary(measured),
@@ -269,6 +274,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=DOCS / "benchmarks.md")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="three tables, printed, not kept")
+    parser.add_argument("--page-only", action="store_true", help="of the tables that are there")
     options = parser.parse_args()
     options.methods = options.methods or (
         QUICK_METHODS if options.quick else {*METHODS, *FEWER_METHODS}
@@ -296,6 +302,8 @@ def measure_all(
     measured = {}
     for number, turned in which:
         table = tables()[number]
+        if options.page_only and not result_path(options, table, turned).exists():
+            continue
         start = time.monotonic()
         measured[number, turned] = measure(options, table, turned)
         seconds.setdefault(table.name(turned), time.monotonic() - start)
