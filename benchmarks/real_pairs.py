@@ -27,7 +27,7 @@ METHODS = (
     *("polar", "polar:2", "polar-large", "resnet18"),
 )
 QUICK_METHODS = ("detector", "detector-all", "upright", "orinet", "polar", "polar:2")
-# What the slower tables leave out says nothing new in them.
+# Of the tables that take longest: without the slowest methods, with the angle alone.
 FEWER_METHODS = (
     "detector",
     "upright",
@@ -263,6 +263,24 @@ def draw(folder: Path, table: Table, turned: bool, result: dict) -> None:
         write_file(folder / name, plot.png)
 
 
+def measure_all(
+    options: argparse.Namespace, which: Sequence[tuple[int, bool]]
+) -> tuple[dict[tuple[int, bool], dict], dict[str, float]]:
+    """Measure tables; return their results and the time that each took, earlier runs included."""
+    log = options.results / "seconds.json"
+    seconds = json.loads(log.read_text()) if log.exists() else {}
+    measured = {}
+    for number, turned in which:
+        table = tables()[number]
+        if options.page_only and not result_path(options, table, turned).exists():
+            continue
+        start = time.monotonic()
+        measured[number, turned] = measure(options, table, turned)
+        seconds.setdefault(table.name(turned), time.monotonic() - start)
+        write_file(log, (json.dumps(seconds, indent=1) + "\n").encode())
+    return measured, seconds
+
+
 def main() -> None:
     """Measure everything and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -291,24 +309,6 @@ def main() -> None:
         draw(options.page.parent, tables()[number], turned, measured[number, turned])
     write_file(options.page, format_page(measured, seconds).encode())
     print(f"{options.page}: {sum(seconds.values()) / 60:.1f} minutes in all")
-
-
-def measure_all(
-    options: argparse.Namespace, which: Sequence[tuple[int, bool]]
-) -> tuple[dict[tuple[int, bool], dict], dict[str, float]]:
-    """Measure tables; return their results and the time that each took, earlier runs included."""
-    log = options.results / "seconds.json"
-    seconds = json.loads(log.read_text()) if log.exists() else {}
-    measured = {}
-    for number, turned in which:
-        table = tables()[number]
-        if options.page_only and not result_path(options, table, turned).exists():
-            continue
-        start = time.monotonic()
-        measured[number, turned] = measure(options, table, turned)
-        seconds.setdefault(table.name(turned), time.monotonic() - start)
-        write_file(log, (json.dumps(seconds, indent=1) + "\n").encode())
-    return measured, seconds
 
 
 if __name__ == "__main__":
