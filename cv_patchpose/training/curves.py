@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 from cv_patchpose.files import write_file
 from cv_patchpose.training.log import Row
@@ -45,6 +46,7 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
     for name in (loss for loss in _LOSSES if any(columns[loss])):
         axes[0].plot(seen, columns[name], marker=".", label=name.replace("_", " "))
     axes[0].set_title("training loss, nats")
+    axes[0].set_ylim(bottom=0)  # a loss that stays must not look as if it fell
     for axis, (title, metrics) in zip(axes[1:], panels.items(), strict=True):
         for number, metric in enumerate(metrics):
             for kind, style in _STYLES.items():
@@ -55,6 +57,7 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
         axis.set_ylim(0, 100)
     for axis in axes:
         axis.set_xlabel("keypoints seen")
+        axis.xaxis.set_major_formatter(EngFormatter())
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
