@@ -438,7 +438,8 @@ class TestBenchmark:
 
     def test_one_bad_scene_does_not_lose_the_others(self, root, tmp_path, capsys):
         tree = copy_tree(root, tmp_path / "tree")
-        (tree / "other/calibration").mkdir(parents=True)
+        for part in ("other/calibration", "other/new-vis-pairs", "package/calibration"):
+            (tree / part).mkdir(parents=True)  # the last one is no half of a scene
         arguments = ["two-view", str(tree), "--methods", "upright", "--max-keypoints", "100"]
         assert main(["evaluate", *arguments, "-o", str(tmp_path / "out.json")]) == 1
         assert "not measured: other: " in capsys.readouterr().err

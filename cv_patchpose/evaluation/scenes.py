@@ -32,6 +32,7 @@ _MOST_DEG = 60.0  # beyond it, photographs of one wall hardly share any of it
 _CAMERAS_FILE = "cameras.json"
 _PAIRS_FILE = Path("new-vis-pairs/keys-th-0.1.npy")
 _CALIBRATION = "calibration"
+_IMC_PARTS = ("images", _CALIBRATION, _PAIRS_FILE.parent.name)  # two of them are meant as a scene
 _LAYOUTS = (
     f"folders with {_CAMERAS_FILE} and images/, or in IMC2021's layout with images/, "
     f"{_CALIBRATION}/ and {_PAIRS_FILE}"
@@ -112,7 +113,7 @@ def find_pairs(root: Path) -> tuple[list[ViewPair], dict[str, str]]:
         try:
             if (folder / _CAMERAS_FILE).is_file():
                 pairs += _read_json_scene(name, folder, failures)
-            elif (folder / _CALIBRATION).is_dir() or (folder / _PAIRS_FILE.parent).is_dir():
+            elif sum((folder / part).is_dir() for part in _IMC_PARTS) > 1:
                 pairs += _read_imc_scene(name, folder, failures)
         except (ValueError, OSError) as error:
             failures[name] = str(error)

@@ -49,7 +49,11 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"checkpoint: {path} is not a training checkpoint ({error})") from error
+        # PyTorch's own text is about its versions, and long.
+        raise ValueError(
+            f"checkpoint: {path} is not a training checkpoint; expected the folder of a run of "
+            "cv-patchpose train, or a checkpoint.pt from it"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
     lacking = [entry for entry in _ENTRIES if entry not in state]
