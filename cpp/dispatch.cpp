@@ -16,6 +16,9 @@ extern const Kernels avx2;
 #ifdef PATCHPOSE_HAS_AVX512
 extern const Kernels avx512;
 #endif
+#ifdef PATCHPOSE_HAS_AVX512VBMI
+extern const Kernels avx512vbmi;
+#endif
 
 }  // namespace kernels
 
@@ -28,6 +31,9 @@ std::vector<const Kernels*> usable_kernels() {
 #ifdef PATCHPOSE_HAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+#ifdef PATCHPOSE_HAS_AVX512VBMI
+    if (__builtin_cpu_supports("avx512vbmi")) usable.push_back(&kernels::avx512vbmi);
+#endif
     usable.push_back(&kernels::avx512);
   }
 #endif

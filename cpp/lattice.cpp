@@ -6,14 +6,16 @@
 #include <cstring>
 
 #if defined(__AVX2__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own header
+#endif
 #include <immintrin.h>
 #endif
 
 namespace patchpose {
 namespace {
 
-// Samples that pass through the three loops at a time, of several rings where they are short; their
-// buffers stay in the nearest cache.
+// Samples that pass through the three loops at a time; their buffers stay in the nearest cache.
 constexpr int kBlock = 256;
 
 // The left and the right pixel of a sample are kept in 32-bit words, whatever their type, so that
@@ -98,10 +100,110 @@ inline float clamp_to(float value, float last) {
   return positive < last ? positive : last;
 }
 
+#if defined(__AVX512F__)
+inline __m512 clamp_to(__m512 value, __m512 last) {
+  // The second operand of not-a-number is what _mm512_max_ps returns.
+  return _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), last);
+}
+#endif
+
 constexpr int padded_count(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+#if defined(__AVX512F__)
+// The four pixels of each lane's sample, of an image of bytes.
+struct Corners {
+  __m512 top_left, top_right, low_left, low_right;
+};
+
+class Gatherer {
+ public:
+  explicit Gatherer(const Lattice& at)
+      : origin_(static_cast<const char*>(at.origin)),
+        stride_(at.row_stride),
+        row_(_mm512_set1_epi32(std::int32_t(at.row_stride))) {}
+  Corners operator()(__m512i column, __m512i line) const {
+    const __m512i offset = _mm512_add_epi32(_mm512_mullo_epi32(line, row_), column);
+    const __m512i top = _mm512_i32gather_epi32(offset, origin_, 1);
+    const __m512i low = _mm512_i32gather_epi32(offset, origin_ + stride_, 1);
+    return {byte(top), byte(_mm512_srli_epi32(top, 8)), byte(low), byte(_mm512_srli_epi32(low, 8))};
+  }
+
+ private:
+  static __m512 byte(__m512i words) {
+    return _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xff)));
+  }
+  const char* origin_;
+  std::int64_t stride_;
+  __m512i row_;
+};
+
+#if defined(__AVX512VBMI__)
+// For narrow lattices, whose pixels fit into one vector: a permutation finds those of all lanes at
+// once, where a gather reads one by one.
+class Table {
+ public:
+  explicit Table(const Lattice& at) {
+    alignas(64) char bytes[kNarrow * kNarrow];
+    for (int k = 0; k < kNarrow; ++k) {
+      const char* const line = static_cast<const char*>(at.origin) + k * at.row_stride;
+      std::memcpy(bytes + k * kNarrow, line, kNarrow);
+    }
+    bytes_ = _mm512_load_si512(bytes);
+  }
+  Corners operator()(__m512i column, __m512i line) const {
+    const __m512i index = _mm512_add_epi32(_mm512_slli_epi32(line, 3), column);
+    return {byte(index, 0), byte(index, 1), byte(index, kNarrow), byte(index, kNarrow + 1)};
+  }
+
+ private:
+  __m512 byte(__m512i index, int step) const {
+    constexpr __mmask64 kLowest = 0x1111111111111111;  // of each lane's bytes
+    const __m512i at = _mm512_add_epi32(index, _mm512_set1_epi32(step));
+    return _mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(kLowest, at, bytes_));
+  }
+  __m512i bytes_;
+};
+#endif
+
+// What sample_lattice does, for grey bytes: in one pass and without buffers, which compilers do not
+// make of gathers.
+template <class Reader>
+void sample_bytes(const Lattice& at, float* out) {
+  const Reader read(at);
+  const __m512 start_x = _mm512_set1_ps(at.x), start_y = _mm512_set1_ps(at.y);
+  const __m512 right = _mm512_set1_ps(at.right), down = _mm512_set1_ps(at.down);
+  const __m512 last_x = _mm512_set1_ps(at.last_x), last_y = _mm512_set1_ps(at.last_y);
+  const int count = at.count;
+  const float *from_u = at.u, *from_v = at.v;
+  for (int first = 0; first < count; first += kLanes) {
+    const int left = count - first;
+    const __mmask16 wanted = left < kLanes ? __mmask16((1 << left) - 1) : __mmask16(0xffff);
+    const __m512 u = _mm512_maskz_loadu_ps(wanted, from_u + first);
+    const __m512 v = _mm512_maskz_loadu_ps(wanted, from_v + first);
+    const __m512 x = clamp_to(start_x + (right * u - down * v), last_x);
+    const __m512 y = clamp_to(start_y + (down * u + right * v), last_y);
+    const __m512i column = _mm512_cvttps_epi32(x), line = _mm512_cvttps_epi32(y);
+    const __m512 weight_x = x - _mm512_cvtepi32_ps(column);
+    const __m512 weight_y = y - _mm512_cvtepi32_ps(line);
+    const Corners of = read(column, line);
+    const __m512 top = of.top_left + weight_x * (of.top_right - of.top_left);
+    const __m512 low = of.low_left + weight_x * (of.low_right - of.low_left);
+    const __m512 value = top + weight_y * (low - top);
+    _mm512_mask_storeu_ps(out + first, wanted, value * _mm512_set1_ps(kScale<std::uint8_t>));
+  }
+}
+#endif
 
 template <class T, int kChannels>
 void sample_lattice(const Lattice& lattice, float* out) {
+#if defined(__AVX512F__)
+  if (kChannels == 1 && sizeof(T) == 1) {
+#if defined(__AVX512VBMI__)
+    if (lattice.narrow) return sample_bytes<Table>(lattice, out);
+#endif
+    if (!lattice.at_end) return sample_bytes<Gatherer>(lattice, out);
+  }
+#endif
   using Pixels = Pair<T, kChannels>;
   constexpr int kPixelBytes = kChannels * int(sizeof(T));
   const Lattice at = lattice;
@@ -110,54 +212,36 @@ void sample_lattice(const Lattice& lattice, float* out) {
   alignas(64) std::int32_t offset[kBlock];  // bytes from the origin to a sample's upper left pixel
   alignas(64) float weight_x[kBlock], weight_y[kBlock];  // shares of the right and lower pixels
   alignas(64) Words upper[Pixels::kWords], lower[Pixels::kWords];
-  alignas(64) float values[kBlock];  // results, where whole vectors would not fit the output
+  alignas(64) float rest[kBlock];  // results of a block that ends amid a vector
 
-  const std::int64_t plane = std::int64_t(at.rings) * at.count;
-  const bool whole = at.count % kLanes == 0;  // rings leave no gaps in the buffers
-
-  int ring = 0, first = 0;  // the next sample
-  while (ring < at.rings) {
-    float* const block = out + std::int64_t(ring) * at.count + first;
-    int filled = 0, pieces = 0;
-    int piece[kBlock / kLanes];  // samples of one ring
-    do {
-      const int left = at.count - first;
-      const int count = left < kBlock - filled ? left : kBlock - filled;
-      const int padded = padded_count(count);
-      const float* const u = at.u + first;
-      const float* const v = at.v + first;
-      const float right = at.spacing[ring] * at.right, down = at.spacing[ring] * at.down;
-      for (int j = 0; j < padded; ++j) {
-        const float x = clamp_to(at.x + (right * u[j] - down * v[j]), at.last_x);
-        const float y = clamp_to(at.y + (down * u[j] + right * v[j]), at.last_y);
-        const std::int32_t column = std::int32_t(x);
-        const std::int32_t line = std::int32_t(y);
-        weight_x[filled + j] = x - float(column);
-        weight_y[filled + j] = y - float(line);
-        offset[filled + j] = line * row + column * kPixelBytes;
-      }
-      piece[pieces++] = count;
-      filled += padded;
-      first += count;
-      if (first == at.count) {
-        first = 0;
-        ++ring;
-      }
-    } while (filled < kBlock && ring < at.rings);
+  for (int first = 0; first < at.count; first += kBlock) {
+    const int count = at.count - first < kBlock ? at.count - first : kBlock;
+    const int padded = padded_count(count);
+    const float* const u = at.u + first;
+    const float* const v = at.v + first;
+    for (int j = 0; j < padded; ++j) {
+      const float x = clamp_to(at.x + (at.right * u[j] - at.down * v[j]), at.last_x);
+      const float y = clamp_to(at.y + (at.down * u[j] + at.right * v[j]), at.last_y);
+      const std::int32_t column = std::int32_t(x);
+      const std::int32_t line = std::int32_t(y);
+      weight_x[j] = x - float(column);
+      weight_y[j] = y - float(line);
+      offset[j] = line * row + column * kPixelBytes;
+    }
     if (2 * kPixelBytes < 4 && at.at_end) {
-      gather_two_bytes(origin, offset, filled, upper[0]);
-      gather_two_bytes(origin + at.row_stride, offset, filled, lower[0]);
+      gather_two_bytes(origin, offset, padded, upper[0]);
+      gather_two_bytes(origin + at.row_stride, offset, padded, lower[0]);
     } else {
       for (int k = 0; k < Pixels::kWords; ++k) {
         const char* const word = origin + Pixels::first_byte(k);
-        gather(word, offset, filled, upper[k]);
-        gather(word + at.row_stride, offset, filled, lower[k]);
+        gather(word, offset, padded, upper[k]);
+        gather(word + at.row_stride, offset, padded, lower[k]);
       }
     }
     for (int c = 0; c < kChannels; ++c) {
-      float* found = block + c * plane;
-      float* const target = whole ? found : values;
-      for (int j = 0; j < filled; ++j) {
+      float* const found = out + std::int64_t(c) * at.count + first;
+      float* const target = count == padded ? found : rest;
+      for (int j = 0; j < padded; ++j) {
         const float top_left = Pixels::value(upper, j, c);
         const float low_left = Pixels::value(lower, j, c);
         const float top =
@@ -166,41 +250,70 @@ void sample_lattice(const Lattice& lattice, float* out) {
             low_left + weight_x[j] * (Pixels::value(lower, j, c + kChannels) - low_left);
         target[j] = (top + weight_y[j] * (low - top)) * kScale<T>;
       }
-      if (whole) continue;
-      const float* from = values;
-      for (int i = 0; i < pieces; ++i) {
-        std::memcpy(found, from, piece[i] * sizeof(float));
-        found += piece[i];
-        from += padded_count(piece[i]);
-      }
+      if (target == rest) std::memcpy(found, rest, count * sizeof(float));
     }
   }
 }
 
-Moments measure(const float* patch, int rows, int columns, int halo, float pivot) {
-  Moments total = {0.0, 0.0};
-  for (int first = 0; first < columns; first += kBlock) {
-    const int count = columns - first < kBlock ? columns - first : kBlock;
-    // A sum for each column: any number of lanes adds up in the same order.
-    alignas(64) float sums[kBlock] = {}, squares[kBlock] = {};
-    for (int k = 0; k < rows; ++k) {
-      const float* const line = patch + std::int64_t(k) * (columns + 2 * halo) + halo + first;
-      for (int j = 0; j < count; ++j) {
-        const float value = line[j] - pivot;
-        sums[j] += value;
-        squares[j] += value * value;
-      }
+Moments measure(const float* values, int count, float pivot) {
+  // Running sums side by side, so many that any number of lanes adds up in the same order; four
+  // values at a time, since sums pass through memory.
+  constexpr int kSums = 2 * kLanes;
+  alignas(64) float sums[kSums] = {}, squares[kSums] = {};
+  const auto add = [&](const float* from, int many) {
+    for (int j = 0; j < many; ++j) {
+      const float value = from[j] - pivot;
+      sums[j] += value;
+      squares[j] += value * value;
     }
-    for (int j = 0; j < count; ++j) {
-      total.sum += sums[j];
-      total.square += squares[j];
+  };
+  int first = 0;
+  for (; first + 4 * kSums <= count; first += 4 * kSums) {
+    for (int j = 0; j < kSums; ++j) {
+      const float* const from = values + first + j;
+      const float a = from[0] - pivot, b = from[kSums] - pivot;
+      const float c = from[2 * kSums] - pivot, d = from[3 * kSums] - pivot;
+      sums[j] += (a + b) + (c + d);
+      squares[j] += (a * a + b * b) + (c * c + d * d);
     }
   }
-  return total;
+  for (; first + kSums <= count; first += kSums) add(values + first, kSums);
+  add(values + first, count - first);
+  for (int half = kSums / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) {
+      sums[j] += sums[j + half];
+      squares[j] += squares[j + half];
+    }
+  }
+  return {sums[0], squares[0]};
 }
 
-void normalize(float* values, int count, float offset, float gain) {
-  for (int i = 0; i < count; ++i) values[i] = (values[i] - offset) * gain;
+// Writes (value - offset) * gain, up to whole vectors, so that short rows need no loops of their
+// own for what is left over.
+inline void standardize_padded(const float* __restrict values, int count, float offset, float gain,
+                               float* __restrict out) {
+  for (int first = 0; first < count; first += kLanes) {
+    for (int j = first; j < first + kLanes; ++j) out[j] = (values[j] - offset) * gain;
+  }
+}
+
+void unroll(const float* values, int rows, int columns, int halo, float offset, float gain,
+            float* out) {
+  const int width = columns + 2 * halo;
+  for (int k = 0; k < rows; ++k, values += columns, out += width) {
+    float* const row = out + halo;
+    if ((rows - 1 - k) * width >= kLanes) {  // what is written beyond this row is written over
+      standardize_padded(values + columns - halo, halo, offset, gain, out);
+      standardize_padded(values, columns, offset, gain, row);
+      standardize_padded(values, halo, offset, gain, row + columns);
+    } else {
+      for (int j = 0; j < columns; ++j) row[j] = (values[j] - offset) * gain;
+      for (int j = 0; j < halo; ++j) {
+        out[j] = row[columns - halo + j];
+        row[columns + j] = row[j];
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -217,7 +330,7 @@ const Kernels PATCHPOSE_ISA = {
      {sample_lattice<std::uint16_t, 1>, sample_lattice<std::uint16_t, 3>},
      {sample_lattice<float, 1>, sample_lattice<float, 3>}},
     measure,
-    normalize,
+    unroll,
 };
 
 }  // namespace kernels

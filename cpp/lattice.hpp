@@ -11,46 +11,49 @@ namespace patchpose {
 
 // 32-bit lanes of the widest vectors. Whole vectors only: what is left over would take as long.
 constexpr int kLanes = 16;
+// Side of the squares of pixels that one vector can hold, a byte each.
+constexpr int kNarrow = 8;
 
 enum class Dtype { kUint8, kUint16, kFloat32 };
 
-// Samples of one level: of ring k those at x + spacing[k] * (right * u[j] - down * v[j]) and
-// y + spacing[k] * (down * u[j] + right * v[j]), in pixels from an origin near them: single
-// precision would lose the fraction of coordinates far from zero.
+// Samples of one level at x + right * u[j] - down * v[j] and y + down * u[j] + right * v[j], in
+// pixels from an origin near them: single precision would lose the fraction of coordinates far from
+// zero.
 struct Lattice {
   const void* origin;       // the pixel that distances count from
   std::int64_t row_stride;  // bytes from a row of pixels to the next
   float x, y;
   float right, down;
   float last_x, last_y;  // just below the last pixel: a right and a lower neighbour exist
-  const float* u;        // (count,), with zeros up to a multiple of kLanes
+  const float* u;        // (count,), followed by any numbers up to whole vectors
   const float* v;        // likewise
-  int count;             // samples of a ring
-  const float* spacing;  // (rings,)
-  int rings;
-  bool at_end;  // some may lie at the level's last pixels, with no memory behind them
+  int count;             // samples
+  bool narrow;           // all lie in the first kNarrow x kNarrow pixels, their neighbours too
+  bool at_end;           // some may lie at the level's last pixels, with no memory behind them
 };
 
-// Writes channel c of sample j of ring k to out[(c * rings + k) * count + j], in [0, 1] for
-// integers.
+// Writes channel c of sample j to out[c * count + j], in [0, 1] for integers.
 using SampleLattice = void (*)(const Lattice& lattice, float* out);
 
 struct Moments {
   double sum, square;
 };
 
-// Sums of value - pivot and its square over `rows` lines of `columns` values, without the `halo`
-// more on each side of them. A pivot among the values keeps single precision exact enough.
-using Measure = Moments (*)(const float* patch, int rows, int columns, int halo, float pivot);
+// Sums of value - pivot and its square. A pivot among the values keeps single precision exact
+// enough.
+using Measure = Moments (*)(const float* values, int count, float pivot);
 
-// In place: (value - offset) * gain.
-using Normalize = void (*)(float* values, int count, float offset, float gain);
+// Writes (value - offset) * gain of (rows, columns) values to (rows, columns + 2 halo), the last
+// columns of a row in front of its first ones too and the first behind the last. Values are read up
+// to whole vectors.
+using Unroll = void (*)(const float* values, int rows, int columns, int halo, float offset,
+                        float gain, float* out);
 
 struct Kernels {
   const char* name;
   SampleLattice sample[3][2];  // by Dtype; 1 channel, 3 channels
   Measure measure;
-  Normalize normalize;
+  Unroll unroll;
 };
 
 // The instruction sets that this build knows and this processor has, best first.

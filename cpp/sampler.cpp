@@ -30,6 +30,7 @@ struct Axis {
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = below(float(size - 1 - origin));
     reaches_end = !(std::max(position + reach, 0.0) + 1.0 < double(size - 3));
+    narrow = origin + kNarrow <= size && position + reach - double(origin) < kNarrow - 1.01;
   }
   // The next smaller number, for positive ones; std::nextafter is a slow call.
   static float below(float value) {
@@ -43,13 +44,12 @@ struct Axis {
   float start;          // pixels from the origin
   float last;           // pixels from the origin
   bool reaches_end;     // a sample may lie in the last four pixels, rounding included
+  bool narrow;          // all lie in the first kNarrow pixels, right neighbours too
 };
 
-// Positions of samples in a lattice's own axes, filled up as the kernels want it.
+// Positions of samples in a lattice's own axes, as far again readable as the kernels want it.
 struct Positions {
-  explicit Positions(std::int64_t count)
-      : count(int(count)), u((count + kLanes - 1) / kLanes * kLanes), v(u.size()) {}
-  int count;
+  explicit Positions(std::int64_t count) : u(count + kLanes), v(u.size()) {}
   std::vector<float> u, v;
 };
 
@@ -76,31 +76,30 @@ class LevelReader {
     return guess;
   }
 
-  // Samples rings of a level, ring k at (x, y) + spacing_px[k] * turned (u, v); `turn` holds the
-  // angle's cosine and sine, no sample lies farther than `reach_px` from (x, y) along u or v.
-  void sample(int index, const double* xy, const double* turn, double reach_px,
-              const Positions& positions, const float* spacing_px, int rings, float* out) const {
+  // Samples `count` positions of a level, the first of them `first`: those at (x, y) + unit_px *
+  // turned (u, v). `turn` holds the angle's cosine and sine; no sample lies farther than `reach_px`
+  // from (x, y) along either axis of the image.
+  void sample(int index, const double* xy, const double* turn, double unit_px, double reach_px,
+              const Positions& positions, int first, int count, float* out) const {
     const LevelView& level = pyramid_.levels[index];
     const double scale = scale_[index];
     const double right = scale * turn[0], down = scale * turn[1];
-    const double extent = (std::abs(right) + std::abs(down)) * reach_px;
-    const Axis x(xy[0] * scale, extent, level.width);
-    const Axis y(xy[1] * scale, extent, level.height);
+    const Axis x(xy[0] * scale, scale * reach_px, level.width);
+    const Axis y(xy[1] * scale, scale * reach_px, level.height);
     const char* const data = static_cast<const char*>(level.data);
     const Lattice lattice = {
         data + y.origin * level.row_stride + x.origin * pixel_bytes_,
         level.row_stride,
         x.start,
         y.start,
-        float(right),
-        float(down),
+        float(unit_px * right),
+        float(unit_px * down),
         x.last,
         y.last,
-        positions.u.data(),
-        positions.v.data(),
-        positions.count,
-        spacing_px,
-        rings,
+        positions.u.data() + first,
+        positions.v.data() + first,
+        count,
+        x.narrow && y.narrow,
         x.reaches_end && y.reaches_end,
     };
     sample_(lattice, out);
@@ -178,14 +177,17 @@ void check_pyramid(const PyramidView& pyramid) {
   }
 }
 
-void standardize(const Kernels& kernels, float* patch, int rows, int columns, int halo) {
-  const float pivot = patch[halo];
-  const Moments total = kernels.measure(patch, rows, columns, halo, pivot);
-  const double count = double(rows) * columns;
+// What makes a patch's mean 0 and its deviation 1: (value - offset) * gain.
+struct Standard {
+  float offset = 0.0f, gain = 1.0f;
+};
+
+Standard find_standard(const Kernels& kernels, const float* values, int count) {
+  const float pivot = values[0];
+  const Moments total = kernels.measure(values, count, pivot);
   const double mean = total.sum / count;
   const double variance = std::max(total.square / count - mean * mean, 0.0);
-  const float gain = float(1.0 / std::sqrt(variance + kVarianceFloor));
-  kernels.normalize(patch, rows * (columns + 2 * halo), float(pivot + mean), gain);
+  return {float(pivot + mean), float(1.0 / std::sqrt(variance + kVarianceFloor))};
 }
 
 struct Turn {
@@ -204,6 +206,7 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
     throw std::invalid_argument("levels: expected 1 channel, got " +
                                 std::to_string(pyramid.channels));
   }
+  if (grid.radii.empty()) throw std::invalid_argument("radii: expected at least 1, got 0");
   if (grid.radii.size() != grid.spacing.size()) {
     throw std::invalid_argument("spacing: expected " + std::to_string(grid.radii.size()) +
                                 " values as in radii, got " + std::to_string(grid.spacing.size()));
@@ -213,32 +216,38 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
   }
   const Kernels& kernels = find_kernels();
   const LevelReader reader(pyramid, kernels);
-  const int rows = int(grid.radii.size());
-  const int width = grid.columns + 2 * grid.halo;
-  Positions directions(width);  // of each column at angle 0, halo included
-  for (int j = 0; j < width; ++j) {
-    const int column = (j - grid.halo + grid.columns) % grid.columns;
-    const double angle = column * 360.0 / grid.columns * kRadiansPerDegree;
-    directions.u[j] = float(std::cos(angle));
-    directions.v[j] = float(std::sin(angle));
+  const int rows = int(grid.radii.size()), columns = grid.columns;
+  Positions disc(rows * columns);  // of each ring and column at angle 0, in windows
+  for (int j = 0; j < rows * columns; ++j) {
+    const double angle = j % columns * 360.0 / columns * kRadiansPerDegree;
+    disc.u[j] = float(grid.radii[j / columns] * std::cos(angle));
+    disc.v[j] = float(grid.radii[j / columns] * std::sin(angle));
   }
   for_ranges(keypoints.count, num_threads, [&](std::int64_t first, std::int64_t last) {
-    std::vector<float> radii(rows);  // pixels
+    std::vector<float> values(rows * columns + kLanes);
     for (std::int64_t i = first; i < last; ++i) {
       check_keypoint(keypoints, i);
       const Turn turn(keypoints.angle_deg[i]);
       const double window = keypoints.window[i];
-      float* const patch = patches + i * rows * width;
-      for (int k = 0; k < rows; ++k) radii[k] = float(grid.radii[k] * window);
-      int level = 0, end = 0;
-      for (int k = 0; k < rows; k = end) {  // rings of one level together
-        level = reader.choose_level(grid.spacing[k] * window, level);
-        end = k + 1;
-        while (end < rows && reader.choose_level(grid.spacing[end] * window, level) == level) ++end;
-        reader.sample(level, keypoints.xy + 2 * i, turn.cosine_sine, grid.radii[end - 1] * window,
-                      directions, &radii[k], end - k, patch + k * width);
+      // Rings of one level together, those that are narrow wherever they lie on their own.
+      const double narrow = (kNarrow - 2.02) / 2 / window;
+      int level = reader.choose_level(grid.spacing[0] * window, 0);
+      for (int k = 0, end; k < rows; k = end) {
+        const bool is_narrow = level == 0 && grid.radii[k] < narrow;
+        int next = level;
+        for (end = k + 1; end < rows; ++end) {
+          next = reader.choose_level(grid.spacing[end] * window, level);
+          if (next != level || (is_narrow && grid.radii[end] >= narrow)) break;
+        }
+        reader.sample(level, keypoints.xy + 2 * i, turn.cosine_sine, window,
+                      grid.radii[end - 1] * window, disc, k * columns, (end - k) * columns,
+                      &values[k * columns]);
+        level = next;
       }
-      if (grid.standardize) standardize(kernels, patch, rows, grid.columns, grid.halo);
+      Standard standard;
+      if (grid.standardize) standard = find_standard(kernels, values.data(), rows * columns);
+      kernels.unroll(values.data(), rows, columns, grid.halo, standard.offset, standard.gain,
+                     patches + i * rows * (columns + 2 * grid.halo));
     }
   });
 }
@@ -265,9 +274,10 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
       check_keypoint(keypoints, i);
       const Turn turn(keypoints.angle_deg[i]);
       const double spacing = keypoints.window[i] / size;
-      const float spacing_px = float(spacing);
+      const double reach =
+          (std::abs(turn.cosine_sine[0]) + std::abs(turn.cosine_sine[1])) * spacing * middle;
       reader.sample(reader.choose_level(spacing, 0), keypoints.xy + 2 * i, turn.cosine_sine,
-                    spacing * middle, ticks, &spacing_px, 1, patches + i * pyramid.channels * area);
+                    spacing, reach, ticks, 0, int(area), patches + i * pyramid.channels * area);
     }
   });
 }

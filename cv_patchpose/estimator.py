@@ -6,8 +6,6 @@ import importlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,6 +129,8 @@ class PoseEstimator:
             for first in firsts:
                 estimate(first)
         else:
+            from concurrent.futures import ThreadPoolExecutor  # here: slow to import
+
             # A batch to a thread: a small network scales better so than by threads inside it.
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(estimate, firsts))
@@ -213,6 +213,8 @@ def model_path(model: str | Path) -> Path:
 
 
 def _bundled_path(name: str | Path) -> Path:
+    from importlib import resources  # here: slow to import
+
     try:
         return Path(str(resources.files("cv_patchpose.models"))) / f"{name}.onnx"
     except ModuleNotFoundError as error:

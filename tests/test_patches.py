@@ -92,7 +92,7 @@ def test_kernel_is_reference_for_color(dtype, channels):
 
 @needs_kernel
 @pytest.mark.parametrize("window", [(0.01, 0.5), (100.0, 3000.0)], ids=["tiny", "huge"])
-@pytest.mark.parametrize("side", [(1, 1), (1, 40), (2, 3), (7, 5), (61, 83)], ids=str)
+@pytest.mark.parametrize("side", [(1, 1), (1, 40), (2, 3), (7, 5), (8, 9), (61, 83)], ids=str)
 def test_kernel_is_reference_for_extreme_windows_and_small_images(side, window):
     arguments = keypoints(50, *side, window=window)
     assert_kernel_is_reference(build_pyramid(noise(*side)), arguments)
@@ -223,7 +223,7 @@ def guard(pixels):  # the page behind the last pixel cannot be read
 
 random = np.random.default_rng(0)
 for dtype in ("uint8", "uint16", "float32"):
-    for shape in ((2, 2), (2, 3), (3, 5), (61, 83), (2, 2, 3), (61, 83, 3)):
+    for shape in ((2, 2), (2, 3), (3, 5), (8, 8), (61, 83), (2, 2, 3), (61, 83, 3)):
         pyramid = ImagePyramid([guard(np.ones(shape, dtype))], len(shape) == 3)
         size = np.array(shape[1::-1])
         xy = random.uniform(-0.2, 1.2, (900, 2)) * size
