@@ -53,6 +53,7 @@ MATCHING = {
 TWO_VIEW = {
     "maa_5": ("mAA(5)", ".3f"),
     "maa_10": ("mAA(10)", ".3f"),
+    "gain": ("over the detector's, and its standard error", ""),
     "maa_10_easy": ("easy", ".3f"),
     "maa_10_medium": ("medium", ".3f"),
     "maa_10_hard": ("hard", ".3f"),
@@ -159,6 +160,8 @@ def measure(options: argparse.Namespace, table: Table, turned: bool) -> dict:
     result = json.loads(output.read_text())
     for row in result["rows"]:
         row["pose_ms"] = 1e3 * row["seconds_pose"]
+        if row.get("maa_10_gain_error"):
+            row["gain"] = f"{row['maa_10_gain']:+.3f} ± {row['maa_10_gain_error']:.3f}"
     return result
 
 
@@ -166,12 +169,14 @@ def format_table(rows: Sequence[dict], columns: dict[str, tuple[str, str]]) -> l
     """Show rows of a result, the best of each column in bold."""
     lines = ["| pose | " + " | ".join(title for title, _ in columns.values()) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
-    best = {name: max(row[name] or 0 for row in rows) for name in columns if name != "pose_ms"}
+    ranked = [name for name in columns if name not in ("pose_ms", "gain")]
+    best = {name: max(row[name] or 0 for row in rows) for name in ranked}
     for row in rows:
         cells = []
         for name, (_, form) in columns.items():
-            text = "-" if row[name] is None else format(row[name], form)
-            cells.append(f"**{text}**" if row[name] and row[name] == best.get(name) else text)
+            value = row.get(name)
+            text = "-" if value is None else format(value, form)
+            cells.append(f"**{text}**" if value and value == best.get(name) else text)
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     return [*lines, ""]
 

@@ -242,6 +242,17 @@ class TestScores:
         assert (row["maa_5"], row["maa_10"], row["inliers"], row["pairs"]) == (0.5, 0.5, 4.0, 2)
         assert (row["maa_10_easy"], row["maa_10_medium"], row["maa_10_hard"]) == (1.0, None, 0.0)
         assert row["seconds_match"] == 0.1
+        assert "maa_10_gain" not in row
+
+    def test_gain_is_taken_pair_by_pair(self):
+        def results(*errors_deg):
+            return [TwoViewResult("m", "easy", (each,), 9, 9) for each in errors_deg]
+
+        first, second = results(0.0, math.inf, 5.5, 0.0), results(0.0, 0.0, 5.5, 5.5)
+        row = summarize(second, "m", first)  # gains 0, 1, 0 and -0.5
+        assert row["maa_10_gain"] == pytest.approx(0.125)
+        assert row["maa_10_gain_error"] == pytest.approx(np.std([0, 1, 0, -0.5], ddof=1) / 2)
+        assert summarize(second[:1], "m", first[:1])["maa_10_gain_error"] is None
 
 
 def motorcycle():
