@@ -75,7 +75,7 @@ py::array_t<float> sample_polar(const std::vector<py::array>& levels, const Doub
   const PolarGrid grid = {std::move(radii), std::move(spacing), columns, halo, standardize};
   const py::ssize_t rows = py::ssize_t(grid.radii.size());
   py::array_t<float> patches(
-      {keypoints.count, py::ssize_t(1), rows, py::ssize_t(columns + 2 * halo)});
+      {keypoints.count, py::ssize_t(1), rows, columns + py::ssize_t(2) * halo});
   float* const out = patches.mutable_data();
   {
     py::gil_scoped_release release;

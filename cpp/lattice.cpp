@@ -18,6 +18,10 @@ namespace {
 // Samples that pass through the three loops at a time; their buffers stay in the nearest cache.
 constexpr int kBlock = 256;
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "Pixels are told apart in words whose lowest byte comes first; build without the kernel"
+#endif
+
 // The left and the right pixel of a sample are kept in 32-bit words, whatever their type, so that
 // the loops see equal lanes. Word k begins at byte first_byte(k); `value` returns one of the
 // 2 * kChannels values.
@@ -228,6 +232,8 @@ void sample_lattice(const Lattice& lattice, float* out) {
       weight_y[j] = y - float(line);
       offset[j] = line * row + column * kPixelBytes;
     }
+    // What follows the samples may lie farther out than they do, where at_end does not look.
+    for (int j = count; j < padded; ++j) offset[j] = offset[0];
     if (2 * kPixelBytes < 4 && at.at_end) {
       gather_two_bytes(origin, offset, padded, upper[0]);
       gather_two_bytes(origin + at.row_stride, offset, padded, lower[0]);

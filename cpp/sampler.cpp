@@ -7,7 +7,6 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -19,6 +18,8 @@ constexpr double kRadiansPerDegree = 3.14159265358979323846 / 180.0;
 constexpr double kVarianceFloor = (2.0 / 255.0) * (2.0 / 255.0);
 // A thread costs more than it saves below this many keypoints.
 constexpr std::int64_t kMinKeypointsPerThread = 32;
+// So that a place in a patch, and a few vectors more, can be counted in an int.
+constexpr std::int64_t kMostValues = 1 << 30;
 
 // One axis of a lattice, as single precision distances from an integer pixel near its start.
 struct Axis {
@@ -26,11 +27,14 @@ struct Axis {
   Axis(double position, double reach, std::int64_t size) {
     const double first = position - reach;
     origin = first > 0.0 ? std::int64_t(std::min(first, double(size - 2))) : 0;
-    start = float(position - double(origin));
+    const double middle = position - double(origin);
+    start = float(middle);
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = below(float(size - 1 - origin));
-    reaches_end = !(std::max(position + reach, 0.0) + 1.0 < double(size - 3));
-    narrow = origin + kNarrow <= size && position + reach - double(origin) < kNarrow - 1.01;
+    // Single precision may put a sample a little farther out than it lies.
+    const double farthest = middle + reach + 1e-6 * (std::abs(middle) + reach);
+    reaches_end = !(std::max(farthest, 0.0) + 4.0 < double(size - origin));
+    narrow = origin + kNarrow <= size && farthest < kNarrow - 1;
   }
   // The next smaller number, for positive ones; std::nextafter is a slow call.
   static float below(float value) {
@@ -135,8 +139,8 @@ void for_ranges(std::int64_t count, int num_threads, const Work& work) {
   std::int64_t started = 1;
   try {
     for (; started < parts; ++started) threads.emplace_back(run, started);
-  } catch (const std::system_error&) {
-    // No more threads to be had: the rest is done here.
+  } catch (const std::exception&) {
+    // No more threads, or memory for them, to be had: the rest is done here.
   }
   run(0);
   for (std::int64_t part = started; part < parts; ++part) run(part);
@@ -177,6 +181,13 @@ void check_pyramid(const PyramidView& pyramid) {
   }
 }
 
+void check_values(std::int64_t rows, std::int64_t columns) {
+  if (rows * columns > kMostValues) {
+    throw std::invalid_argument("grid: expected at most 2^30 values a patch, got " +
+                                std::to_string(rows) + " x " + std::to_string(columns));
+  }
+}
+
 // What makes a patch's mean 0 and its deviation 1: (value - offset) * gain.
 struct Standard {
   float offset = 0.0f, gain = 1.0f;
@@ -214,6 +225,7 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
   if (grid.columns < 1 || grid.halo < 0 || grid.halo > grid.columns) {
     throw std::invalid_argument("halo: expected 0 to columns, got " + std::to_string(grid.halo));
   }
+  check_values(std::int64_t(grid.radii.size()), grid.columns + std::int64_t(2) * grid.halo);
   const Kernels& kernels = find_kernels();
   const LevelReader reader(pyramid, kernels);
   const int rows = int(grid.radii.size()), columns = grid.columns;
@@ -229,7 +241,8 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
       check_keypoint(keypoints, i);
       const Turn turn(keypoints.angle_deg[i]);
       const double window = keypoints.window[i];
-      // Rings of one level together, those that are narrow wherever they lie on their own.
+      // Rings of one level together, those that are narrow wherever they lie on their own: a pixel
+      // goes to the fraction of the first sample's position, one to the last one's neighbour.
       const double narrow = (kNarrow - 2.02) / 2 / window;
       int level = reader.choose_level(grid.spacing[0] * window, 0);
       for (int k = 0, end; k < rows; k = end) {
@@ -261,6 +274,7 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
   }
   if (size < 1)
     throw std::invalid_argument("size: expected 1 or more, got " + std::to_string(size));
+  check_values(size, size);
   const LevelReader reader(pyramid, find_kernels());
   const double middle = (size - 1) / 2.0;
   const std::int64_t area = std::int64_t(size) * size;

@@ -17,6 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from cv_patchpose import patches
 from cv_patchpose.patches import (
+    ImagePyramid,
     PolarGrid,
     SquareGrid,
     build_pyramid,
@@ -33,7 +34,7 @@ SQUARE = SquareGrid(size=9)
 # Single precision positions, at most 1e-5 px off, times the largest difference of neighbours, 1.
 KERNEL_TOLERANCE = 2e-5
 # Of windows that are large beside the whole image, positions are off by this share of the window.
-WINDOW_TOLERANCE = 3e-8
+WINDOW_TOLERANCE = 1e-7
 MAXIMUM = {"uint8": 255, "uint16": 65535, "float32": 1.0}
 LAYOUTS = {
     "C": np.ascontiguousarray,
@@ -56,6 +57,12 @@ def keypoints(count, height=61, width=83, window=(2.0, 100.0), seed=1):
     xy = random.uniform(-0.3, 1.3, (count, 2)) * [width, height]
     windows = np.exp(random.uniform(*np.log(window), count))
     return xy, windows, random.uniform(-360, 720, count)
+
+
+def distant(count, seed=1):
+    """Centres so far that single precision cannot tell pixels, windows that reach the image."""
+    offset, reach = np.random.default_rng(seed).uniform([[1e7], [-2]], [[1e9], [20]], (2, count))
+    return np.column_stack([-offset, -offset]), 2 * (offset + reach), np.zeros(count)
 
 
 def assert_kernel_is_reference(pyramid, arguments, polar=POLAR, square=SQUARE, **options):
@@ -180,6 +187,7 @@ def test_patches_do_not_depend_on_threads_or_neighbours():
 def test_every_instruction_set_samples_the_same_bits(dtype, grid, monkeypatch):
     arguments = keypoints(200)
     grey = build_pyramid(noise(dtype=dtype))
+    base = ImagePyramid(grey.levels[:1], color=False)
     color = build_pyramid(noise(dtype=dtype, channels=3), color=True)
     names = patches._core.simd_names()
     assert names[-1] == "baseline"
@@ -191,6 +199,7 @@ def test_every_instruction_set_samples_the_same_bits(dtype, grid, monkeypatch):
                 sample_polar(grey, *arguments, grid),
                 sample_polar(grey, *arguments, grid, standardize=True, num_threads=3),
                 *(sample_square(pyramid, *arguments, SquareGrid(19)) for pyramid in (grey, color)),
+                sample_polar(base, *distant(200), grid),
             ]
         )
     for result in results[1:]:
@@ -226,12 +235,18 @@ for dtype in ("uint8", "uint16", "float32"):
     for shape in ((2, 2), (2, 3), (3, 5), (8, 8), (61, 83), (2, 2, 3), (61, 83, 3)):
         pyramid = ImagePyramid([guard(np.ones(shape, dtype))], len(shape) == 3)
         size = np.array(shape[1::-1])
-        xy = random.uniform(-0.2, 1.2, (900, 2)) * size
+        xy = random.uniform(-0.2, 1.2, (1500, 2)) * size
         xy[:400] = size - 1 + random.uniform(-4, 4, (400, 2))
-        keypoints = xy, np.exp(random.uniform(-2, 5, 900)), random.uniform(0, 360, 900)
-        sample_square(pyramid, *keypoints, SquareGrid(9))
+        xy[400:900, 1] = size[1] - 1  # only one axis ends beside them
+        window = np.exp(random.uniform(-2, 5, 1500))
+        xy[900:1000, 0] = -np.geomspace(1e3, 1e9, 100)  # single precision cannot tell pixels there
+        window[900:1000] = 2 * (size[0] - 6 - xy[900:1000, 0])
+        angle = random.uniform(0, 360, 1500)
+        angle[400:1000] = 0
+        sample_square(pyramid, xy, window, angle, SquareGrid(9))
         if not pyramid.color:
-            sample_polar(pyramid, *keypoints, PolarGrid(rows=9))
+            for grid in (PolarGrid(rows=9), PolarGrid(5, 9, 1, 0)):  # rings far apart too
+                sample_polar(pyramid, xy, window, angle, grid)
 """
 
 
@@ -355,6 +370,16 @@ def test_bad_keypoints_are_named(sample, grid, changed, message):
     arguments = {"xy_px": [[0, 0], [1, 1]], "window_px": [1, 1], "angle_deg": [0, 0], **changed}
     with pytest.raises(ValueError, match=message):
         sample(build_pyramid(noise()), grid=grid, **arguments)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("sample", "grid"),
+    [(sample_polar, PolarGrid(2**16, 2**16, 2**12)), (sample_square, SquareGrid(2**16))],
+)
+def test_patches_beyond_what_an_int_counts_are_refused(sample, grid):
+    with pytest.raises(ValueError, match="grid: expected at most 2\\^30 values a patch, got 65536"):
+        sample(build_pyramid(noise()), [], [], [], grid)
 
 
 def test_polar_refuses_color():
