@@ -18,10 +18,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from bench_sampling import simd_in_use
 from cost_calls import make_scene, network_calls, sampling_calls, stage_calls
 from timing import time_interleaved
 
-from cv_patchpose import patches
 from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.files import check_output, write_file
 
@@ -99,7 +99,7 @@ def main() -> None:
     report = {
         "benchmark": "cost",
         "repeats": options.repeats,
-        "simd": None if patches._core is None else patches._core.simd_names()[0],
+        "simd": simd_in_use(),
         "rows": rows,
         "start": measure_start(options.repeats),
         "environment": describe_environment(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 import cv2
 import numpy as np
@@ -26,6 +27,13 @@ def warp_affine_loop(image, xy_px, window_px, angle_deg, size):
         warp = np.array([[a, -b, x - (a - b) * middle], [b, a, y - (b + a) * middle]])
         cv2.warpAffine(image, warp, (size, size), patch, flags, cv2.BORDER_REPLICATE)
     return result
+
+
+def simd_in_use() -> str | None:
+    """Return the instruction set of the compiled sampler; None: there is only NumPy's."""
+    if patches._core is None:
+        return None
+    return os.environ.get("PATCHPOSE_SIMD") or patches._core.simd_names()[0]
 
 
 def main() -> None:
@@ -57,7 +65,7 @@ def main() -> None:
     report = {
         "benchmark": "sampling",
         "keypoints": options.keypoints,
-        "kernel": patches._core is not None,
+        "simd": simd_in_use(),
         "times": time_interleaved(calls, options.repeats),
         "environment": describe_environment(),
     }

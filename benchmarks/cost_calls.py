@@ -187,7 +187,7 @@ def _open_in_runtime(network: torch.nn.Module, patches: torch.Tensor, threads: i
         torch.onnx.export(network, (patches,), str(file), opset_version=17, dynamo=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # As in our own engine: idle threads that spin would disturb the call after this one.
+        # Idle threads that spin would disturb the call after this one; ours has none.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return onnxruntime.InferenceSession(
             file.read_bytes(), options, providers=["CPUExecutionProvider"]
