@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
+        # "-arch x86_64 -arch arm64" is for setuptools' own compiler; the wheel's tag promises both.
+        if architectures := re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", "")):
+            options["CMAKE_OSX_ARCHITECTURES"] = ";".join(architectures)
         defines = [f"-D{name}={value}" for name, value in options.items()]
         # --fresh: a cache left by an isolated build names a ninja that is gone.
         for command in (

@@ -39,6 +39,13 @@ def test_round_trip_keeps_every_field(rows):
     assert [as_tuple(k) for k in back] == [as_tuple(k) for k in keypoints]
 
 
+def test_a_hundred_thousand_come_back_in_order():
+    rows = np.random.default_rng(0).uniform(1, 300, (100_000, 5)).astype(np.float32).tolist()
+    keypoints = [cv2.KeyPoint(*row, i, 2 * i) for i, row in enumerate(rows)]
+    back = keypoints_from_arrays(arrays_from_keypoints(keypoints))
+    assert [as_tuple(k) for k in back] == [as_tuple(k) for k in keypoints]
+
+
 def test_arrays_have_the_documented_types_and_shapes():
     for count in (0, 1, 3):
         arrays = arrays_from_keypoints([cv2.KeyPoint(1, 2, 3)] * count)

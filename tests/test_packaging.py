@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,21 @@ def test_conventions_page_and_tests_name_each_other():
 def test_imports_without_the_extension(tmp_path):
     code = "import sys; sys.modules['cv_patchpose._core'] = None; import cv_patchpose"
     _run("-c", code, cwd=tmp_path)
+
+
+def test_a_wheel_for_two_processors_is_compiled_for_both(monkeypatch, tmp_path):
+    for module in ("pybind11", "cmake", "ninja"):
+        pytest.importorskip(module)
+    setuptools = pytest.importorskip("setuptools")
+    commands = []
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setenv("ARCHFLAGS", "-arch x86_64 -arch arm64")
+    build = runpy.run_path(str(ROOT / "setup.py"))["CMakeBuild"](setuptools.Distribution())
+    build.build_lib = build.build_temp = str(tmp_path)
+    build.ensure_finalized()
+    build.build_extension(setuptools.Extension("cv_patchpose._core", sources=[]))
+    assert "-DCMAKE_OSX_ARCHITECTURES=x86_64;arm64" in commands[0]
 
 
 @pytest.fixture(scope="module")
