@@ -78,6 +78,13 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _detect(image: Any, detector: str, max_keypoints: int) -> tuple[cv2.KeyPoint, ...]:
+    """Detect the strongest points; ValueError names the option as it was given."""
+    if max_keypoints < 1:
+        raise ValueError(f"--max-keypoints: expected at least 1, got {max_keypoints}")
+    return detect(image, detector, max_keypoints)
+
+
 def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
     names = ", ".join(BUNDLED_MODELS)
     parser.add_argument("--model", default="polar", help=f"{names} or an ONNX file (polar)")
@@ -104,14 +111,14 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
 def _run_assign(args: argparse.Namespace) -> None:
     check_output(args.output, TABLE_SUFFIXES)
     if args.picture:
-        check_output(args.picture, PICTURE_SUFFIXES)
+        check_output(args.picture, PICTURE_SUFFIXES, inputs=(args.image,))
     image = read_image(args.image)
     assigner = PatchPoseAssigner(
         args.model, top_k=args.top_k, descriptor=args.descriptor, detector=args.detector
     )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
+        keypoints = assigner.assign(image, _detect(image, args.detector, args.max_keypoints))
     for warning in told:
         print(f"warning: {warning.message}", file=sys.stderr)
     write_keypoints(args.output, keypoints)
@@ -137,10 +144,10 @@ def _declare_match(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_match(args: argparse.Namespace) -> None:
-    check_output(args.output, PICTURE_SUFFIXES)
+    check_output(args.output, PICTURE_SUFFIXES, inputs=(args.image1, args.image2))
     image1, image2 = read_image(args.image1), read_image(args.image2)
     assigner = PatchPoseAssigner(args.model, top_k=args.top_k)
-    own1, own2 = (detect(image, "sift", args.max_keypoints) for image in (image1, image2))
+    own1, own2 = (_detect(image, "sift", args.max_keypoints) for image in (image1, image2))
     before = match_keypoints(image1, own1, image2, own2, geometry=args.geometry)
     ours1, ours2 = assigner.assign(image1, own1), assigner.assign(image2, own2)
     after = match_keypoints(image1, ours1, image2, ours2, geometry=args.geometry)
@@ -192,9 +199,16 @@ def _run_export(args: argparse.Namespace) -> None:
         )
         print(args.output)
         return
+    changes = {"--magnification": args.magnification, "--quantize-on": args.quantize_on}
+    changes["--int8"] = args.int8 or None
+    given = [option for option, value in changes.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]}: expected none with --model, which is copied as it is")
     source = model_path(args.model)
     target: Path = args.output
     if target.suffix.lower() != ".onnx":
+        if target.is_file():
+            raise ValueError(f"{target}: expected a name that ends in .onnx, or a folder")
         target.mkdir(parents=True, exist_ok=True)
         target = target / source.name
     check_output(target, (".onnx",))
