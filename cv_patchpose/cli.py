@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -34,6 +36,7 @@ from cv_patchpose.files import (
 )
 from cv_patchpose.matching import GEOMETRIES, match_keypoints
 
+_LEAST_ROOM = 20  # columns of a terminal that text is still wrapped in
 _FAILURES = (ValueError, TypeError, OSError, ImportError, ModelError, cv2.error)
 
 
@@ -262,15 +265,22 @@ _VERBS = {
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
+        items = {k: f"({_plain(v)})" if isinstance(v, dict) else v for k, v in value.items()}
+        return ", ".join(f"{name} {item}" for name, item in items.items())
     return str(value)
 
 
 def _print_table(*rows: Sequence[str]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    """Print rows; in a terminal, the last column goes on in further lines where it is long."""
+    *widths, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    indent = sum(widths)
+    room = shutil.get_terminal_size().columns - indent if sys.stdout.isatty() else 0
+    for *cells, last in rows:
+        lines = [last]
+        if room > _LEAST_ROOM:
+            lines = textwrap.wrap(last, room, break_long_words=False, break_on_hyphens=False)
+        start = "".join(text.ljust(width) for text, width in zip(cells, widths, strict=True))
+        print((start + f"\n{' ' * indent}".join(lines)).rstrip())
 
 
 def _describe(error: BaseException) -> str:

@@ -165,6 +165,13 @@ class TestExample:
     def test_it_is_short(self):
         assert len(self.script.read_text().splitlines()) < 30
 
+    @pytest.mark.parametrize("name", ["sift_drop_in.py", "demo_photographs.py"])
+    def test_its_usage_is_told(self, name):
+        command = [sys.executable, self.script.with_name(name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"Usage: python examples/{name} F" in done.stderr
+
     def test_it_runs(self, images, tmp_path):
         picture = tmp_path / "matches.png"
         command = [sys.executable, self.script, *images, picture]
@@ -182,6 +189,20 @@ class TestInfo:
         assert re.search(r"^magnification +12\.0$", printed, re.M)
         assert re.search(r"^bins +orientation 36, scale 13, scale_per_octave 3$", printed, re.M)
         assert re.search(r"^training: data +none$", printed, re.M)
+
+    def test_long_values_are_wrapped_in_a_terminal(self, write_model, capsys, monkeypatch):
+        recipe = {f"option{i}": i for i in range(40)} | {"views": {"noise": 3}}
+        model = write_model(training={"recipe": recipe})
+        assert run("info", model) == 0
+        assert re.search(r"option39 39, views \(noise 3\)$", capsys.readouterr().out, re.M)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", "70")
+        assert run("info", model) == 0
+        lines = capsys.readouterr().out.splitlines()
+        text = lines[[line.startswith("training: recipe") for line in lines].index(True) :]
+        assert len(text) > 5
+        assert max(map(len, text)) <= 70
+        assert len({len(line) - len(line.lstrip()) for line in text[1:]}) == 1
 
 
 class TestExport:
