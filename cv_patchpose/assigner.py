@@ -27,8 +27,10 @@ from cv_patchpose.histograms import (
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.options import AssignerOptions
 from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
+from cv_patchpose.pyramid import check_unit_range
 from cv_patchpose.support import Support, choose_support
 
+_BLANK_SPREAD = 1e-4  # far below one step of 8 bits, also in patches of unit variance
 _CHUNK = 512  # keypoints whose patches and histograms are in memory at once, or a GPU's batch
 
 
@@ -48,7 +50,7 @@ class PatchPoseAssigner:
             `support.choose_support`; name BRISK, KAZE, MSD and TBMR, and ORB at other than its
             default settings.
         top_k: Most poses per keypoint; further ones are written as further keypoints.
-        assign_scale: Write the size; if not, keypoints keep theirs.
+        assign_scale: Write the size; if not, keypoints keep theirs, in the descriptor's measure.
         assign_orientation: Write the angle; if not, keypoints keep theirs.
         keep_duplicates: Pose keypoints of one centre and size, which detectors emit for several
             orientations, one by one; if not, only the first of them.
@@ -92,9 +94,9 @@ class PatchPoseAssigner:
         self._traits = None if detector is None else detector_traits(detector)
         self._options = AssignerOptions(
             top_k=top_k,
-            assign_scale=bool(assign_scale),
-            assign_orientation=bool(assign_orientation),
-            keep_duplicates=bool(keep_duplicates),
+            assign_scale=assign_scale,
+            assign_orientation=assign_orientation,
+            keep_duplicates=keep_duplicates,
             magnification=magnification,
             window_px=window_px,
             scale_prior_octaves=scale_prior_octaves,
@@ -125,7 +127,9 @@ class PatchPoseAssigner:
         keypoint in the input where the descriptor does not read it.
 
         Args:
-            image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32; array or cv2.UMat.
+            image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32 in [0, 1] (in
+                other ranges "polar" takes fainter or stronger contrast for noise, and models that
+                do not standardise refuse them); array or cv2.UMat.
             keypoints: List or tuple of N cv2.KeyPoint on the image; not changed.
             descriptor: Another one than the constructor's for these keypoints.
             detector: Likewise.
@@ -192,9 +196,7 @@ class PatchPoseAssigner:
         pyramid, arrays = self._read(image, keypoints)
         support = choose_support(arrays, self._estimator.metadata, self._options, self._traits)
         chunks = [
-            self._estimator.histograms(
-                self._sample(pyramid, arrays.xy_px[chunk], support.window_px[chunk])
-            )
+            self._histograms(self._sample(pyramid, arrays.xy_px[chunk], support.window_px[chunk]))
             for chunk in self._chunks(len(arrays))
         ]
         return PoseHistograms(
@@ -223,7 +225,10 @@ class PatchPoseAssigner:
     def _read(
         self, image: Any, keypoints: Sequence[cv2.KeyPoint]
     ) -> tuple[ImagePyramid, KeypointArrays]:
-        pyramid = build_pyramid(image, color=self._estimator.metadata.color)
+        metadata = self._estimator.metadata
+        pyramid = build_pyramid(image, color=metadata.color)
+        if not metadata.standardize:  # such a model knows no other contrast
+            check_unit_range(pyramid.levels[0])
         return pyramid, arrays_from_keypoints(keypoints, image_size=_image_size(pyramid))
 
     def _chunks(self, count: int) -> list[slice]:
@@ -239,6 +244,16 @@ class PatchPoseAssigner:
             pyramid, xy_px, window_px, np.zeros(len(xy_px)), metadata.grid,
             standardize=metadata.standardize, num_threads=self._options.num_threads,
         )  # fmt: skip
+
+    def _histograms(
+        self, patches: NDArray[np.float32], log_prior: NDArray[np.float32] | None = None
+    ) -> PoseHistograms:
+        """Run the model; blank patches have even histograms, whatever it makes of nothing."""
+        histograms = self._estimator.histograms(patches, log_prior)
+        blank = _are_blank(patches)
+        for probability in (histograms.scale, histograms.orientation):
+            probability[blank] = 1 / probability.shape[1]
+        return histograms
 
     def _poses(
         self, pyramid: ImagePyramid, keypoints: KeypointArrays, detector: DetectorTraits | None
@@ -265,7 +280,7 @@ class PatchPoseAssigner:
             offset_octaves += math.log2(options.magnification / metadata.magnification)
         patches = self._sample(pyramid, keypoints.xy_px[chunk], support.window_px[chunk])
         prior_sigma = support.prior_sigma[chunk]
-        histograms = self._estimator.histograms(
+        histograms = self._histograms(
             patches, log_scale_prior(prior_sigma, metadata.bins, offset_octaves)
         )
         poses = find_modes(
@@ -291,6 +306,14 @@ class PatchPoseAssigner:
 def _image_size(pyramid: ImagePyramid) -> tuple[int, int]:
     height, width = pyramid.levels[0].shape[:2]
     return height, width
+
+
+def _are_blank(patches: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,) bool: all samples of the (N, C, H, W) patches are alike."""
+    # The last row, the outermost ring of polar ones, is seldom blank, and so the rest seldom read.
+    blank = np.asarray(np.ptp(patches[:, 0, -1], axis=1) <= _BLANK_SPREAD)
+    blank[blank] = np.ptp(patches[blank], axis=(1, 2, 3)) <= _BLANK_SPREAD
+    return blank
 
 
 def _written_angles(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -34,6 +36,7 @@ from cv_patchpose.files import (
 )
 from cv_patchpose.matching import GEOMETRIES, match_keypoints
 
+_LEAST_ROOM = 20  # columns of a terminal that text is still wrapped in
 _FAILURES = (ValueError, TypeError, OSError, ImportError, ModelError, cv2.error)
 
 
@@ -78,6 +81,13 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _detect(image: Any, detector: str, max_keypoints: int) -> tuple[cv2.KeyPoint, ...]:
+    """Detect the strongest points; ValueError names the option as it was given."""
+    if max_keypoints < 1:
+        raise ValueError(f"--max-keypoints: expected at least 1, got {max_keypoints}")
+    return detect(image, detector, max_keypoints)
+
+
 def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
     names = ", ".join(BUNDLED_MODELS)
     parser.add_argument("--model", default="polar", help=f"{names} or an ONNX file (polar)")
@@ -104,14 +114,14 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
 def _run_assign(args: argparse.Namespace) -> None:
     check_output(args.output, TABLE_SUFFIXES)
     if args.picture:
-        check_output(args.picture, PICTURE_SUFFIXES)
+        check_output(args.picture, PICTURE_SUFFIXES, inputs=(args.image,))
     image = read_image(args.image)
     assigner = PatchPoseAssigner(
         args.model, top_k=args.top_k, descriptor=args.descriptor, detector=args.detector
     )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
+        keypoints = assigner.assign(image, _detect(image, args.detector, args.max_keypoints))
     for warning in told:
         print(f"warning: {warning.message}", file=sys.stderr)
     write_keypoints(args.output, keypoints)
@@ -137,10 +147,10 @@ def _declare_match(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_match(args: argparse.Namespace) -> None:
-    check_output(args.output, PICTURE_SUFFIXES)
+    check_output(args.output, PICTURE_SUFFIXES, inputs=(args.image1, args.image2))
     image1, image2 = read_image(args.image1), read_image(args.image2)
     assigner = PatchPoseAssigner(args.model, top_k=args.top_k)
-    own1, own2 = (detect(image, "sift", args.max_keypoints) for image in (image1, image2))
+    own1, own2 = (_detect(image, "sift", args.max_keypoints) for image in (image1, image2))
     before = match_keypoints(image1, own1, image2, own2, geometry=args.geometry)
     ours1, ours2 = assigner.assign(image1, own1), assigner.assign(image2, own2)
     after = match_keypoints(image1, ours1, image2, ours2, geometry=args.geometry)
@@ -192,9 +202,16 @@ def _run_export(args: argparse.Namespace) -> None:
         )
         print(args.output)
         return
+    changes = {"--magnification": args.magnification, "--quantize-on": args.quantize_on}
+    changes["--int8"] = args.int8 or None
+    given = [option for option, value in changes.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]}: expected none with --model, which is copied as it is")
     source = model_path(args.model)
     target: Path = args.output
     if target.suffix.lower() != ".onnx":
+        if target.is_file():
+            raise ValueError(f"{target}: expected a name that ends in .onnx, or a folder")
         target.mkdir(parents=True, exist_ok=True)
         target = target / source.name
     check_output(target, (".onnx",))
@@ -248,15 +265,22 @@ _VERBS = {
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
+        items = {k: f"({_plain(v)})" if isinstance(v, dict) else v for k, v in value.items()}
+        return ", ".join(f"{name} {item}" for name, item in items.items())
     return str(value)
 
 
 def _print_table(*rows: Sequence[str]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    """Print rows; in a terminal, the last column goes on in further lines where it is long."""
+    *widths, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    indent = sum(widths)
+    room = shutil.get_terminal_size().columns - indent if sys.stdout.isatty() else 0
+    for *cells, last in rows:
+        lines = [last]
+        if room > _LEAST_ROOM:
+            lines = textwrap.wrap(last, room, break_long_words=False, break_on_hyphens=False)
+        start = "".join(text.ljust(width) for text, width in zip(cells, widths, strict=True))
+        print((start + f"\n{' ' * indent}".join(lines)).rstrip())
 
 
 def _describe(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,14 @@ from cv_patchpose.field_rules import (
     SiftRule,
 )
 
-__all__ = ["DESCRIPTORS", "FieldRule", "SiftRule", "create_extractor", "rule_for"]
+__all__ = [
+    "DESCRIPTORS",
+    "FieldRule",
+    "SiftRule",
+    "create_extractor",
+    "naming_argument",
+    "rule_for",
+]
 
 # What VGG, BoostDesc, BEBLID and TEBLID call scale_factor, for sizes as SIFT defines them.
 _SIFT_SCALE_FACTOR = 6.75
@@ -83,9 +91,9 @@ def create_extractor(name: str) -> Any:
         ValueError: An unknown name.
         ImportError: This OpenCV lacks the descriptor.
     """
-    if not isinstance(name, str):
+    if not isinstance(name, str) or name not in _TABLE:
         raise ValueError(f"name: expected one of {', '.join(DESCRIPTORS)}, got {name!r}")
-    entry = _TABLE[_name_of(name)]
+    entry = _TABLE[name]
     extractor_class = entry.find_class()
     if extractor_class is None:
         raise ImportError(
@@ -93,6 +101,15 @@ def create_extractor(name: str) -> Any:
             "pip install opencv-contrib-python instead of opencv-python"
         )
     return entry.create(extractor_class)
+
+
+@contextlib.contextmanager
+def naming_argument(argument: str) -> Iterator[None]:
+    """Let errors of the functions above name the argument that the descriptor was given as."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(argument + ":" + str(error).partition(":")[2]) from error
 
 
 def _name_of(descriptor: Any) -> str:

@@ -63,6 +63,10 @@ _TRAITS = {
 }
 DETECTORS = tuple(_TRAITS)
 
+# Sides of an image below which OpenCV's detectors fail, some of them (Star, MSD, TBMR) by a crash.
+_SMALLEST_SIDE_PX = 8
+_SMALLEST_SIDE_OF_PX = {"msd": 24}
+
 # Harris responses spread over more decades than the smaller eigenvalue.
 _HARRIS_QUALITY = 1e-5
 
@@ -106,11 +110,18 @@ def detect(image: Any, detector: str, max_points: int) -> tuple[cv2.KeyPoint, ..
         whatever it writes.
 
     Raises:
-        ValueError: An unknown detector or a non-positive number of points.
+        ValueError: An unknown detector, a non-positive number of points, or an image that is too
+            small for the detector.
         ImportError: This OpenCV lacks the detector.
     """
     if max_points < 1:
         raise ValueError(f"max_points: expected at least 1, got {max_points}")
+    height, width = image.shape[:2]
+    least = _SMALLEST_SIDE_OF_PX.get(detector, _SMALLEST_SIDE_PX)
+    if min(height, width) < least:
+        raise ValueError(
+            f"image: expected sides of at least {least} px for {detector}, got {width} x {height}"
+        )
     found = arrays_from_keypoints(create_detector(detector, max_points).detect(image, None))
     if detector_traits(detector).measures != "pose":
         found = replace(found, angle_deg=np.full(len(found), -1, np.float32))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.matching import Matches
+from cv_patchpose.pyramid import read_pixels
 
 Picture: TypeAlias = NDArray[np.uint8]
 
@@ -26,7 +27,7 @@ def draw_poses(image: Any, keypoints: Sequence[cv2.KeyPoint]) -> Picture:
     """Draw each keypoint as a circle of its size with a line in its direction.
 
     Args:
-        image: (H, W) or BGR, uint8; not changed.
+        image: (H, W), (H, W, 1), BGR or BGRA, uint8; not changed.
         keypoints: Those without angle are drawn without line.
 
     Returns:
@@ -84,14 +85,12 @@ def draw_matches_before_after(
 
 
 def _as_color(image: Any) -> Picture:
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise ValueError(
-            f"image: expected (H, W) or (H, W, 3) uint8, got {array.shape} {array.dtype}"
-        )
-    if array.ndim == 2:
-        return np.ascontiguousarray(np.repeat(array[..., None], 3, axis=2))
-    return array[..., :3].copy()
+    pixels = read_pixels(image)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"image: expected uint8, got {pixels.dtype}")
+    if pixels.ndim == 2:
+        return np.ascontiguousarray(np.repeat(pixels[..., None], 3, axis=2))
+    return pixels[..., :3].copy()
 
 
 def _soften(image: Any) -> Picture:

@@ -237,9 +237,12 @@ def _check_providers(providers: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _check_threads(num_threads: int | None) -> int | None:
-    if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
+    if num_threads is None:
+        return None
+    whole = isinstance(num_threads, (int, np.integer)) and not isinstance(num_threads, bool)
+    if not whole or num_threads < 1:
         raise ValueError(f"num_threads: expected at least 1 or None, got {num_threads!r}")
-    return num_threads
+    return int(num_threads)
 
 
 def _choose_engine(engine: str | None) -> str:

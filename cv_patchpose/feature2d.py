@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, TypeAlias
 
 import cv2
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.descriptors import create_extractor, rule_for
+from cv_patchpose.descriptors import create_extractor, naming_argument, rule_for
 from cv_patchpose.detectors import create_detector, detector_traits
-from cv_patchpose.pyramid import read_pixels
+from cv_patchpose.keypoints import arrays_from_keypoints
+from cv_patchpose.pyramid import check_unit_range, read_pixels
 from cv_patchpose.rectified import describe
 
 _MAX_POINTS = 1000  # of the detectors that need a number, by name
@@ -43,7 +45,8 @@ class PatchPoseFeature2D:
         assigner: Gives the poses; None: a `PatchPoseAssigner()`. Its own descriptor is not used.
 
     Raises:
-        TypeError: A detector that is neither a name nor has a detect method.
+        TypeError: A detector that is neither a name nor has a detect method, or another thing than
+            an assigner.
         ValueError: An unknown name, or an extractor that is not known.
         ImportError: This OpenCV lacks the detector or the extractor.
         ModelError: The model is missing or broken.
@@ -55,9 +58,15 @@ class PatchPoseFeature2D:
         self._given = {"detector": detector, "extractor": extractor}
         self._detector = _make_detector(detector)
         self._known_detector = _known_detector(detector)
-        self._extractor = create_extractor(extractor) if isinstance(extractor, str) else extractor
-        rule = _rule_of(self._extractor)
+        with naming_argument("extractor"):
+            named = isinstance(extractor, str)
+            self._extractor = create_extractor(extractor) if named else extractor
+            rule = rule_for(self._extractor)
         self._on_image = rule.keeps_angle and rule.keeps_scale
+        if not isinstance(assigner, (PatchPoseAssigner, NoneType)):
+            raise TypeError(
+                f"assigner: expected a PatchPoseAssigner or None, got {type(assigner).__name__}"
+            )
         self._assigner = PatchPoseAssigner() if assigner is None else assigner
 
     @staticmethod
@@ -184,14 +193,15 @@ class PatchPoseFeature2D:
 
     def _compute_one(self, image: Any, keypoints: Sequence[Any]) -> tuple[Keypoints, Any]:
         pixels = _to_8_bits(image)
-        _check_keypoints(keypoints)
+        given = tuple(keypoints) if isinstance(keypoints, np.ndarray) else keypoints
+        arrays_from_keypoints(given, image_size=None if pixels is None else pixels.shape[:2])
         found: Keypoints = ()
         rows: Any = None
-        if pixels is not None and len(keypoints):
+        if pixels is not None and len(given):
             if self._on_image:
-                found, rows = self._extractor.compute(pixels, tuple(keypoints))
+                found, rows = self._extractor.compute(pixels, tuple(given))
             else:
-                found, rows = describe(image, tuple(keypoints), self._extractor)
+                found, rows = describe(image, given, self._extractor)
         rows = rows if len(found) else None
         if isinstance(image, cv2.UMat):
             return tuple(found), cv2.UMat() if rows is None else cv2.UMat(rows)
@@ -218,13 +228,6 @@ def _make_detector(detector: Any) -> Any:
     return detector
 
 
-def _rule_of(extractor: Any) -> Any:
-    try:
-        return rule_for(extractor)
-    except ValueError as error:
-        raise ValueError(str(error).replace("descriptor:", "extractor:", 1)) from None
-
-
 def _to_8_bits(image: Any) -> NDArray[np.uint8] | None:
     """Return the image as (H, W), BGR or BGRA of 8 bits, None if it is empty."""
     given: Any = image.get() if isinstance(image, cv2.UMat) else image
@@ -235,10 +238,7 @@ def _to_8_bits(image: Any) -> NDArray[np.uint8] | None:
         return array
     if array.dtype == np.uint16:
         return np.asarray(array >> 8, np.uint8)
-    if not (array.min() >= 0 and array.max() <= 1):  # NaN fails as well
-        raise ValueError(
-            f"image: expected float32 values in [0, 1], got {array.min():g} to {array.max():g}"
-        )
+    check_unit_range(array)
     return np.asarray(np.rint(array * 255), np.uint8)
 
 
@@ -255,13 +255,6 @@ def _check_mask(mask: Any, size: tuple[int, ...]) -> NDArray[np.uint8] | None:
             f"mask: expected {size} uint8 as the image, got {array.shape} {array.dtype}"
         )
     return np.asarray(array)
-
-
-def _check_keypoints(keypoints: Any) -> None:
-    if not isinstance(keypoints, (list, tuple, np.ndarray)) or not all(
-        isinstance(keypoint, cv2.KeyPoint) for keypoint in keypoints
-    ):
-        raise TypeError("keypoints: expected a list or tuple of cv2.KeyPoint")
 
 
 def _check_count(name: str, values: Any, expected: str, count: int) -> None:

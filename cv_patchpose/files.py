@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -79,11 +80,17 @@ def files_below(
                 yield path
 
 
-def check_output(path: Path, suffixes: Sequence[str]) -> None:
+def check_output(path: Path, suffixes: Sequence[str], *, inputs: Sequence[Path] = ()) -> None:
     """Check a file that is to be written, before the work and not after it.
 
+    Args:
+        path: Of the file.
+        suffixes: That it may have, lower case.
+        inputs: Files that must not be written over.
+
     Raises:
-        ValueError: Another suffix, no folder to write to, or a folder of that name.
+        ValueError: Another suffix, no folder to write to, a folder of that name, or an input.
+        PermissionError: A folder that may not be written to.
     """
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(suffixes)}")
@@ -91,6 +98,10 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"{path}: expected a file in an existing folder, got no such folder")
     if path.is_dir():
         raise ValueError(f"{path}: expected a file, got a folder")
+    if path.exists() and any(one.exists() and path.samefile(one) for one in inputs):
+        raise ValueError(f"{path}: expected another file than the image, got the same")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -243,6 +243,8 @@ def _write(
 ) -> tuple[cv2.KeyPoint, ...]:
     count = len(xy_px)
     rule = rule_for(descriptor)
+    if np.shape(image_size) != (2,) or min(image_size) < 1:
+        raise ValueError(f"image_size: expected (height, width), got {image_size!r}")
     arrays = KeypointArrays(
         xy_px=xy_px.astype(np.float32),
         size_px=size_px.astype(np.float32),

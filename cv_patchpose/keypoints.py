@@ -75,7 +75,10 @@ class KeypointArrays:
 
 
 def arrays_from_keypoints(
-    keypoints: Sequence[cv2.KeyPoint], *, image_size: tuple[int, int] | None = None
+    keypoints: Sequence[cv2.KeyPoint],
+    *,
+    image_size: tuple[int, int] | None = None,
+    argument: str = "keypoints",
 ) -> KeypointArrays:
     """Read and check keypoints.
 
@@ -83,6 +86,7 @@ def arrays_from_keypoints(
         keypoints: List or tuple of N cv2.KeyPoint; not changed.
         image_size: (height, width) of the image; centres must then lie on it, that is within
             [-0.5, width - 0.5] and [-0.5, height - 0.5].
+        argument: Name of what the keypoints were given as, for the messages.
 
     Raises:
         TypeError: Not a list or tuple of cv2.KeyPoint.
@@ -91,22 +95,23 @@ def arrays_from_keypoints(
     """
     if not isinstance(keypoints, (list, tuple)):
         raise TypeError(
-            f"keypoints: expected a list or tuple of cv2.KeyPoint, got {type(keypoints).__name__}"
+            f"{argument}: expected a list or tuple of cv2.KeyPoint, got {type(keypoints).__name__}"
         )
-    _check_types(keypoints)
+    _check_types(argument, keypoints)
     xy_px = np.asarray(cv2.KeyPoint.convert(keypoints), np.float32).reshape(-1, 2)
     size_px = _read_field(keypoints, "size", np.float32)
     angle_deg = _read_field(keypoints, "angle", np.float32)
     response = _read_field(keypoints, "response", np.float32)
-    _check(np.isfinite(size_px) & (size_px > 0), "finite sizes above 0", size_px)
-    _check(np.isfinite(angle_deg), "finite angles", angle_deg)
-    _check(np.isfinite(response), "finite responses", response)
+    _check(argument, np.isfinite(size_px) & (size_px > 0), "finite sizes above 0", size_px)
+    _check(argument, np.isfinite(angle_deg), "finite angles", angle_deg)
+    _check(argument, np.isfinite(response), "finite responses", response)
     finite = np.isfinite(xy_px)
-    _check(finite[:, 0] & finite[:, 1], "finite centres", xy_px)
+    _check(argument, finite[:, 0] & finite[:, 1], "finite centres", xy_px)
     if image_size is not None:
         height, width = image_size
         inside = (xy_px >= -0.5) & (xy_px <= (width - 0.5, height - 0.5))
-        _check(inside[:, 0] & inside[:, 1], f"centres on the {width} x {height} image", xy_px)
+        expected = f"centres on the {width} x {height} image"
+        _check(argument, inside[:, 0] & inside[:, 1], expected, xy_px)
     octave = _read_field(keypoints, "octave", np.int32)
     class_id = _read_field(keypoints, "class_id", np.int32)
     return KeypointArrays(xy_px, size_px, angle_deg, response, octave, class_id)
@@ -127,13 +132,13 @@ def keypoints_from_arrays(arrays: KeypointArrays) -> tuple[cv2.KeyPoint, ...]:
     )
 
 
-def _check_types(keypoints: Sequence[cv2.KeyPoint]) -> None:
+def _check_types(argument: str, keypoints: Sequence[cv2.KeyPoint]) -> None:
     if set(map(type, keypoints)) <= {cv2.KeyPoint}:
         return
     for index, keypoint in enumerate(keypoints):
         if not isinstance(keypoint, cv2.KeyPoint):
             raise TypeError(
-                "keypoints: expected a list or tuple of cv2.KeyPoint, "
+                f"{argument}: expected a list or tuple of cv2.KeyPoint, "
                 f"got {type(keypoint).__name__} at index {index}"
             )
 
@@ -143,10 +148,12 @@ def _read_field(keypoints: Sequence[cv2.KeyPoint], name: str, dtype: Any) -> NDA
     return np.fromiter(map(attrgetter(name), keypoints), dtype, len(keypoints))
 
 
-def _check(right: NDArray[np.bool_], expected: str, values: NDArray[np.float32]) -> None:
+def _check(
+    argument: str, right: NDArray[np.bool_], expected: str, values: NDArray[np.float32]
+) -> None:
     """Raise ValueError for the first of N keypoints that is not right; `values` is (N, ...)."""
     wrong = np.flatnonzero(~right)
     if len(wrong):
         index = int(wrong[0])
         found = values[index] if values.ndim == 1 else tuple(values[index].tolist())
-        raise ValueError(f"keypoints: expected {expected}, got {found} at index {index}")
+        raise ValueError(f"{argument}: expected {expected}, got {found} at index {index}")

@@ -30,6 +30,8 @@ class AssignerOptions:
     def __post_init__(self) -> None:
         """Check every option."""
         _check_count("top_k", self.top_k)
+        for name in ("assign_scale", "assign_orientation", "keep_duplicates"):
+            _check_flag(name, getattr(self, name))
         _check_positive("magnification", self.magnification)
         _check_positive("window_px", self.window_px)
         _check_prior(self.scale_prior_octaves)
@@ -49,19 +51,28 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
 
 
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, (int, np.bool_)) or value not in (0, 1):  # a word would count as True
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 def _check_positive(name: str, value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, (int, float, np.number)):
+    if not _is_number(value):
         raise TypeError(f"{name}: expected a number or None, got {value!r}")
     if not 0.0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0 or None, got {value!r}")
 
 
 def _check_prior(prior: Any) -> None:
-    if prior is None or prior == "auto":
+    if prior is None or (isinstance(prior, str) and prior == "auto"):
         return
-    if not isinstance(prior, (int, float, np.number)) or not prior >= 0:
+    if not _is_number(prior) or not prior >= 0:
         raise ValueError(
             f'scale_prior_octaves: expected "auto", a number of at least 0 or None, got {prior!r}'
         )

@@ -107,8 +107,10 @@ def sample_polar(
         is), or standardized.
 
     Raises:
+        TypeError: no pyramid, or another grid.
         ValueError: a shape, or a value that is not finite, naming the argument.
     """
+    _check_kinds(pyramid, grid, PolarGrid)
     if pyramid.color:
         raise ValueError("pyramid: expected a grey pyramid, got color")
     xy, window, angle = _check_keypoints(xy_px, window_px, angle_deg)
@@ -147,8 +149,10 @@ def sample_square(
         for grey and 3 (RGB) for color pyramids.
 
     Raises:
+        TypeError: no pyramid, or another grid.
         ValueError: a shape, or a value that is not finite, naming the argument.
     """
+    _check_kinds(pyramid, grid, SquareGrid)
     xy, window, angle = _check_keypoints(xy_px, window_px, angle_deg)
     threads = _check_threads(num_threads)
     if _core is None:
@@ -227,6 +231,16 @@ def _sample_bilinear(image: Image, x: Float64, y: Float64) -> Float64:
     upper = pixels[top, left] * (1 - wx) + pixels[top, left + 1] * wx
     lower = pixels[top + 1, left] * (1 - wx) + pixels[top + 1, left + 1] * wx
     return np.asarray(upper * (1 - wy) + lower * wy, np.float64)
+
+
+def _check_kinds(pyramid: object, grid: object, kind: type) -> None:
+    """Raise TypeError for an image in the place of its pyramid, or another grid."""
+    if not isinstance(pyramid, ImagePyramid):
+        raise TypeError(
+            f"pyramid: expected what build_pyramid returns, got {type(pyramid).__name__}"
+        )
+    if not isinstance(grid, kind):
+        raise TypeError(f"grid: expected a {kind.__name__}, got {type(grid).__name__}")
 
 
 def _check_keypoints(

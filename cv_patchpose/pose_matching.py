@@ -201,10 +201,7 @@ def _match_index(matches: Sequence[cv2.DMatch], count1: int, count2: int) -> NDA
 
 def _posed_arrays(name: str, keypoints: Sequence[cv2.KeyPoint]) -> KeypointArrays:
     """Read keypoints that must have an angle."""
-    try:
-        arrays = arrays_from_keypoints(keypoints)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("keypoints", name, 1)) from None
+    arrays = arrays_from_keypoints(keypoints, argument=name)
     missing = np.flatnonzero(arrays.angle_deg == -1)
     if len(missing):
         raise ValueError(f"{name}: expected posed keypoints, got angle -1 at index {missing[0]}")

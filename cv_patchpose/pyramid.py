@@ -89,6 +89,15 @@ def read_pixels(image: object) -> Image:
     return array
 
 
+def check_unit_range(image: Image) -> None:
+    """Raise ValueError for a float32 image whose values are not in [0, 1], or not finite."""
+    if image.dtype != np.float32:
+        return
+    low, high = image.min(), image.max()
+    if not 0 <= low <= high <= 1:  # NaN fails as well
+        raise ValueError(f"image: expected float32 values in [0, 1], got {low:g} to {high:g}")
+
+
 def _check_image(image: object) -> Image:
     """Return the image as a C-contiguous array of finite values and 2 x 2 pixels or more."""
     array = read_pixels(image)

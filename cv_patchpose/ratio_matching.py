@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.keypoints import arrays_from_keypoints
+
 _SAME_PLACE_PX = 1.0
 _MASK_BYTES = 1 << 22  # of the pairs compared at once, which bounds memory
 _HAMMING = (cv2.NORM_HAMMING, cv2.NORM_HAMMING2)
@@ -45,8 +47,9 @@ def ratio_test(
         rival at all, as nothing says then how near is near.
 
     Raises:
-        TypeError: Descriptors that are no arrays, or not of one type.
-        ValueError: Descriptors of other shapes, not one keypoint each, or an option out of range.
+        TypeError: Descriptors that are no arrays, or not keypoints.
+        ValueError: Descriptors of other shapes or not of one type, not one keypoint each, a
+            keypoint that is not finite, or an option out of range.
 
     Source: D. Lowe, IJCV 2004, section 7.1, doi:10.1023/B:VISI.0000029664.99615.94; after the
         first geometrically inconsistent neighbour of D. Mishkin et al., MODS, CVIU 2015.
@@ -54,6 +57,7 @@ def ratio_test(
     _check_ratio_options(ratio, same_place_px)
     first = _check_descriptors("descriptors1", descriptors1)
     second = _check_descriptors("descriptors2", descriptors2)
+    xy2_px = arrays_from_keypoints(keypoints2, argument="keypoints2").xy_px
     if len(second) != len(keypoints2):
         raise ValueError(
             f"keypoints2: expected one per descriptor, {len(second)}, got {len(keypoints2)}"
@@ -66,7 +70,6 @@ def ratio_test(
             f"got {second.dtype} of length {second.shape[1]}"
         )
     norm = _check_norm(norm, first.dtype)
-    xy2_px = np.array([keypoint.pt for keypoint in keypoints2], np.float32)
     nearest, distance = _nearest(first, second, norm)
     rival_distance = _rival_distances(first, second, norm, nearest, xy2_px, same_place_px)
     kept = (nearest >= 0) & (distance < ratio * rival_distance)

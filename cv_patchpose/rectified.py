@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.descriptors import create_extractor, rule_for
+from cv_patchpose.descriptors import create_extractor, naming_argument, rule_for
 from cv_patchpose.field_rules import WINDOW
 from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import ImagePyramid, SquareGrid, build_pyramid, sample_square
+from cv_patchpose.pyramid import check_unit_range
 
 _MOSAIC_PX = 1 << 19  # pixels of a mosaic, which bounds memory: DAISY takes some 150 bytes for each
 _BORDER_PX = 32  # around a mosaic, for extractors that drop keypoints near the border
@@ -80,8 +81,10 @@ def describe(
         ValueError: An image, a keypoint or an extractor that cannot be used.
         ImportError: This OpenCV lacks the descriptor.
     """
-    view = _view_of(create_extractor(extractor) if isinstance(extractor, str) else extractor)
-    pyramid = _build_unit_pyramid(image, color=view.color)
+    with naming_argument("extractor"):
+        view = _view_of(create_extractor(extractor) if isinstance(extractor, str) else extractor)
+    pyramid = build_pyramid(image, color=view.color)
+    check_unit_range(pyramid.levels[0])
     height, width = pyramid.levels[0].shape[:2]
     arrays = arrays_from_keypoints(keypoints, image_size=(height, width))
     if len(arrays) == 0:
@@ -91,17 +94,6 @@ def describe(
     chunks = (arrays.take(np.arange(i, min(i + count, len(arrays)))) for i in starts)
     rows = [_describe_chunk(pyramid, chunk, view, num_threads) for chunk in chunks]
     return keypoints_from_arrays(arrays), np.concatenate(rows)
-
-
-def _build_unit_pyramid(image: Any, *, color: bool) -> ImagePyramid:
-    """Build the pyramid; ValueError for float images whose values are not in [0, 1]."""
-    pyramid = build_pyramid(image, color=color)
-    base = pyramid.levels[0]
-    if base.dtype == np.float32 and not 0 <= base.min() <= base.max() <= 1:
-        raise ValueError(
-            f"image: expected float32 values in [0, 1], got {base.min():g} to {base.max():g}"
-        )
-    return pyramid
 
 
 def _describe_chunk(

@@ -11,6 +11,8 @@ from cv_patchpose import PatchPoseAssigner
 from cv_patchpose.drawing import draw_matches_before_after
 from cv_patchpose.matching import match_keypoints
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 paths, picture_path = sys.argv[1:3], sys.argv[3]
 image1, image2 = (cv2.imread(path) for path in paths)
 sift = cv2.SIFT.create(nfeatures=2000)

@@ -322,6 +322,23 @@ class TestKeypoints:
         assert [k.size for k in posed] == [SIZE, 12.0]
         assert flat.estimate(disc(), given).angle_deg.tolist() == [-1, -1]
 
+    @pytest.mark.parametrize("model", ["polar", "resnet18"])
+    @pytest.mark.parametrize("value", [0, 90, 255])
+    def test_where_nothing_is_to_be_seen_the_pose_is_kept(self, model, value):
+        image = np.full((120, 150, 3), value, np.uint8)
+        image[:, 120:] = np.arange(30)[:, None]  # far from the first two
+        given = [
+            point(angle=33.0, x=50, y=60),
+            point(12.0, octave=256, x=50, y=60),
+            point(5.0, octave=256, x=130, y=60),
+        ]
+        assigner = PatchPoseAssigner(model, magnification=4.0)
+        posed = assigner.assign(image, given)
+        assert [(k.size, k.angle) for k in posed[:2]] == [(k.size, k.angle) for k in given[:2]]
+        assert posed[2].angle != -1
+        found = assigner.histograms(image, given)
+        assert [np.ptp(row) == 0 for row in found.scale] == [True, True, False]
+
     def test_a_flat_histogram_keeps_the_size_also_with_one_window(self, flat_model):
         flat = PatchPoseAssigner(flat_model, window_px=50.0)
         assert flat.assign(disc(), [point(12.0)])[0].size == 12.0
@@ -371,6 +388,13 @@ class TestImages:
         with pytest.raises(ValueError, match="image: expected"):
             assigner.assign(image, [])
 
+    def test_models_that_do_not_standardise_need_values_from_0_to_1(self, photograph):
+        image, given = photograph.astype(np.float32), [point(x=300.0, y=200.0)]
+        with pytest.raises(ValueError, match=r"image: expected float32 values in \[0, 1\], got 0"):
+            PatchPoseAssigner("resnet18").assign(image, given)
+        one, other = (PatchPoseAssigner().assign(i, given)[0] for i in (image, image / 255))
+        np.testing.assert_allclose(fields(one), fields(other), rtol=0.01)
+
     def test_keypoints_must_lie_on_it(self, assigner):
         with pytest.raises(ValueError, match="keypoints: expected centres on the 241 x 241 image"):
             assigner.assign(disc(), [point(x=300.0)])
@@ -389,7 +413,9 @@ class TestErrors:
             ({"scale_prior_octaves": -1}, 'scale_prior_octaves: expected "auto", a number'),
             ({"scale_prior_octaves": "wide"}, 'scale_prior_octaves: expected "auto", a number'),
             ({"descriptor": "surf"}, "descriptor: expected one of sift, orb, .* got 'surf'"),
+            ({"scale_prior_octaves": np.ones(2)}, 'scale_prior_octaves: expected "auto", a number'),
             ({"num_threads": 0}, "num_threads: expected at least 1"),
+            ({"num_threads": True}, "num_threads: expected at least 1"),
         ],
     )
     def test_options_out_of_range_are_named(self, toy_model, options, message):
@@ -400,7 +426,20 @@ class TestErrors:
         with pytest.raises(TypeError):
             PatchPoseAssigner(toy_model, topk=2)
 
+    @pytest.mark.parametrize("name", ["assign_scale", "assign_orientation", "keep_duplicates"])
+    @pytest.mark.parametrize("value", ["no", None, 2])
+    def test_switches_are_true_or_false(self, toy_model, name, value):
+        with pytest.raises(TypeError, match=f"{name}: expected True or False, got {value!r}"):
+            PatchPoseAssigner(toy_model, **{name: value})
+
+    def test_numbers_of_numpy_are_numbers(self, toy_model):
+        options = {"num_threads": np.int64(2), "top_k": np.int64(2), "window_px": np.float32(60)}
+        assigner = PatchPoseAssigner(toy_model, **options, assign_scale=np.bool_(False))
+        assert len(assigner.assign(disc(), [point()])) > 0
+
     def test_numbers_must_be_numbers(self, toy_model):
+        with pytest.raises(TypeError, match="magnification: expected a number or None, got True"):
+            PatchPoseAssigner(toy_model, magnification=True)
         with pytest.raises(TypeError, match="magnification: expected a number or None, got '12'"):
             PatchPoseAssigner(toy_model, magnification="12")
 

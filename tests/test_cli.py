@@ -165,6 +165,13 @@ class TestExample:
     def test_it_is_short(self):
         assert len(self.script.read_text().splitlines()) < 30
 
+    @pytest.mark.parametrize("name", ["sift_drop_in.py", "demo_photographs.py"])
+    def test_its_usage_is_told(self, name):
+        command = [sys.executable, self.script.with_name(name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"Usage: python examples/{name} F" in done.stderr
+
     def test_it_runs(self, images, tmp_path):
         picture = tmp_path / "matches.png"
         command = [sys.executable, self.script, *images, picture]
@@ -183,6 +190,20 @@ class TestInfo:
         assert re.search(r"^bins +orientation 36, scale 13, scale_per_octave 3$", printed, re.M)
         assert re.search(r"^training: data +none$", printed, re.M)
 
+    def test_long_values_are_wrapped_in_a_terminal(self, write_model, capsys, monkeypatch):
+        recipe = {f"option{i}": i for i in range(40)} | {"views": {"noise": 3}}
+        model = write_model(training={"recipe": recipe})
+        assert run("info", model) == 0
+        assert re.search(r"option39 39, views \(noise 3\)$", capsys.readouterr().out, re.M)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", "70")
+        assert run("info", model) == 0
+        lines = capsys.readouterr().out.splitlines()
+        text = lines[[line.startswith("training: recipe") for line in lines].index(True) :]
+        assert len(text) > 5
+        assert max(map(len, text)) <= 70
+        assert len({len(line) - len(line.lstrip()) for line in text[1:]}) == 1
+
 
 class TestExport:
     @pytest.fixture
@@ -199,6 +220,19 @@ class TestExport:
     def test_bundled_into_a_file(self, bundled, tmp_path):
         assert run("export", "--model", "polar", "-o", tmp_path / "my.onnx") == 0
         assert (tmp_path / "my.onnx").read_bytes() == bundled.read_bytes()
+
+    @pytest.mark.parametrize(
+        "change", [("--int8",), ("--magnification", 3), ("--quantize-on", "photographs")]
+    )
+    def test_a_bundled_model_is_not_changed(self, bundled, tmp_path, capsys, change):
+        message = fails(capsys, "export", "--model", "polar", "-o", tmp_path / "new", *change)
+        assert f"{change[0]}: expected none with --model" in message
+        assert not (tmp_path / "new").exists()
+
+    def test_a_file_is_no_folder(self, bundled, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        message = fails(capsys, "export", "--model", "polar", "-o", tmp_path / "file")
+        assert "file: expected a name that ends in .onnx, or a folder" in message
 
     def test_either_a_checkpoint_or_a_name(self, capsys, tmp_path):
         both = ("run", "--model", "polar", "-o", tmp_path / "m.onnx")
@@ -258,8 +292,38 @@ class TestErrors:
     @pytest.mark.parametrize("option", ["--top-k", "--max-keypoints"])
     def test_counts_out_of_range(self, capsys, tmp_path, images, model, option):
         message = fails(capsys, "assign", images[0], "-o", tmp_path / "k.csv", *model, option, 0)
-        assert "expected" in message
+        name = {"--top-k": "top_k"}.get(option, option)
+        assert f"error: {name}: expected" in message
         assert message.rstrip().endswith("got 0")
+
+    @pytest.mark.parametrize("detector", ["star", "msd", "tbmr", "sift"])
+    def test_images_too_small_for_a_detector(self, capsys, tmp_path, model, detector):
+        image = tmp_path / "tiny.png"
+        cv2.imwrite(str(image), np.zeros((3, 200), np.uint8))
+        names = ("--detector", detector)
+        message = fails(capsys, "assign", image, "-o", tmp_path / "k.csv", *model, *names)
+        assert re.search(rf"image: expected sides of at least \d+ px for {detector}", message)
+        assert "got 200 x 3" in message
+
+    def test_an_image_is_not_written_over(self, capsys, tmp_path, images, model):
+        before = images[0].read_bytes()
+        same = tmp_path / "folder" / ".." / images[0].name
+        (tmp_path / "folder").mkdir()
+        for output in (images[0], same):
+            found = fails(capsys, "match", *images, "-o", output, *model)
+            assert f"{output}: expected another file than the image" in found
+            found = fails(
+                capsys, "assign", images[0], "-o", tmp_path / "k.csv", "--picture", output, *model
+            )
+            assert f"{output}: expected another file than the image" in found
+        assert images[0].read_bytes() == before
+        assert not (tmp_path / "k.csv").exists()
+
+    def test_a_closed_folder_is_seen_before_the_work(self, capsys, monkeypatch, tmp_path, images):
+        monkeypatch.setattr(os, "access", lambda *_: False)  # as for others than root
+        monkeypatch.setattr(cli, "read_image", None)
+        message = fails(capsys, "match", *images, "-o", tmp_path / "m.png")
+        assert f"{tmp_path / 'm.png'}: Permission denied" in message
 
     def test_missing_extras_are_named(self, capsys, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "torch", None)

@@ -105,10 +105,12 @@ def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--minutes", "nan", "budget_minutes: expected a finite number > 0, got nan"),
-        ("--keypoints", 0, "budget_keypoints: expected None or an integer >= 1, got 0"),
-        ("--streams", 0, "streams: expected an integer >= 1, got 0"),
-        ("--loss", "hinge", "loss: expected overlap or alignment, got 'hinge'"),
+        ("--minutes", "nan", "error: --minutes: expected a finite number > 0, got nan"),
+        ("--keypoints", 0, "error: --keypoints: expected None or an integer >= 1, got 0"),
+        ("--streams", 0, "error: --streams: expected an integer >= 1, got 0"),
+        ("--loss", "hinge", "error: --loss: expected overlap or alignment, got 'hinge'"),
+        ("--magnification", -1, "error: --magnification: expected a finite number > 0, got -1"),
+        ("--orientation-bins", 7, "bins: expected at least 9 orientation bins, got 7"),
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path, capsys, option, value, message):

@@ -301,7 +301,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("wrong", ["surf", 3])
     def test_unknown_extractors_are_refused_with_the_accepted_ones(self, wrong):
-        with pytest.raises(ValueError, match="expected one of sift, orb, .*affine"):
+        with pytest.raises(ValueError, match="name: expected one of sift, orb, .*affine"):
             create_extractor(wrong)
 
     def test_an_opencv_without_contrib_knows_its_own_only(self, monkeypatch):

@@ -33,9 +33,22 @@ def test_no_angle_no_line():
     assert not drawn[32:48, 42:58].any()
 
 
-def test_other_depths_are_refused():
-    with pytest.raises(ValueError, match=r"image: expected \(H, W\) or \(H, W, 3\) uint8"):
-        draw_poses(np.zeros((9, 9), np.float32), [])
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 1), (9, 8, 3), (9, 8, 4)])
+def test_pictures_have_three_channels(shape):
+    assert draw_poses(np.zeros(shape, np.uint8), [cv2.KeyPoint(4, 4, 3)]).shape == (9, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((9, 9), np.float32), ValueError, "image: expected uint8, got float32"),
+        (np.zeros((9, 9, 2), np.uint8), ValueError, r"image: expected \(H, W\) or \(H, W, 1, 3"),
+        (None, TypeError, "image: expected an array or cv2.UMat, got NoneType"),
+    ],
+)
+def test_other_things_are_not_drawn_on(image, error, message):
+    with pytest.raises(error, match=message):
+        draw_poses(image, [])
 
 
 def matches(inlier):

@@ -242,6 +242,20 @@ class TestErrors:
             with pytest.raises(TypeError, match="keypoints: expected a list or tuple of cv2.KeyP"):
                 sift_pair[0].compute(gray, given)
 
+    @pytest.mark.parametrize("extractor", ["sift", "brief"])  # on the image, on patches
+    @pytest.mark.parametrize(
+        ("keypoint", "message"),
+        [
+            ((np.nan, 9.0, 5.0), "keypoints: expected finite centres"),
+            ((9.0, 9.0, 0.0), "keypoints: expected finite sizes above 0"),
+            ((9.0, 300.0, 5.0), "keypoints: expected centres on the 260 x 200 image"),
+        ],
+    )
+    def test_senseless_keypoints(self, assigner, gray, extractor, keypoint, message):
+        feature = PatchPoseFeature2D("fast", extractor, assigner)
+        with pytest.raises(ValueError, match=message):
+            feature.compute(gray, [cv2.KeyPoint(9, 9, 5), cv2.KeyPoint(*keypoint)])
+
     def test_keypoints_cannot_be_provided_twice(self, sift_pair, gray):
         with pytest.raises(ValueError, match="useProvidedKeypoints: expected False"):
             sift_pair[0].detectAndCompute(gray, None, None, True)
@@ -249,12 +263,15 @@ class TestErrors:
     def test_unknown_names_and_objects(self, assigner):
         with pytest.raises(ValueError, match="detector: expected one of sift, orb, .* got 'surf'"):
             PatchPoseFeature2D("surf", "sift", assigner)
-        with pytest.raises(ValueError, match="expected one of sift, orb, .* got 'surf'"):
+        with pytest.raises(ValueError, match="extractor: expected one of sift, .* got 'surf'"):
             PatchPoseFeature2D("sift", "surf", assigner)
         with pytest.raises(ValueError, match="extractor: expected one of sift, .* got object"):
             PatchPoseFeature2D("sift", object(), assigner)
         with pytest.raises(TypeError, match=r"detector: expected a name or an object with detect"):
             PatchPoseFeature2D(7, "sift", assigner)
+        for wrong in ("polar", PatchPoseAssigner):
+            with pytest.raises(TypeError, match="assigner: expected a PatchPoseAssigner or No"):
+                PatchPoseFeature2D("sift", "sift", wrong)
 
     def test_cpp_refuses_it_without_crashing(self, sift_pair):
         with pytest.raises((TypeError, cv2.error)):

@@ -310,6 +310,13 @@ def test_a_descriptor_needs_the_size_of_the_image():
         keypoints_from_array(np.ones((1, 7)), descriptor="sift")
 
 
+@pytest.mark.parametrize("size", [None, (20, 30, 3), (0, 30), 20])
+def test_the_size_of_the_image_is_its_height_and_width(size):
+    frames = laf_from_keypoints([cv2.KeyPoint(9, 8, 4)])
+    with pytest.raises(ValueError, match=r"image_size: expected \(height, width\), got "):
+        keypoints_from_laf(frames, size)
+
+
 def test_what_is_no_keypoint_is_refused():
     for convert in (laf_from_keypoints, colmap_from_keypoints, array_from_keypoints):
         with pytest.raises(TypeError, match="keypoints: expected a list or tuple of cv2.KeyPoint"):

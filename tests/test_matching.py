@@ -196,6 +196,8 @@ class TestRatio:
             ({"ratio": 0}, ValueError, "ratio: expected a number above 0 and at most 1, got 0"),
             ({"same_place_px": -1}, ValueError, "same_place_px: expected a finite number"),
             ({"keypoints2": at((0, 0))}, ValueError, "keypoints2: expected one per descriptor, 3"),
+            ({"keypoints2": None}, TypeError, "keypoints2: expected a list or tuple of cv2.KeyP"),
+            ({"keypoints2": [0, 0, 0]}, TypeError, "keypoints2: expected .* got int at index 0"),
             ({"descriptors1": [[0, 0]]}, TypeError, "descriptors1: expected an array, .* got list"),
             ({"descriptors1": np.zeros(2)}, ValueError, r"descriptors1: expected \(N, D\)"),
             (

@@ -400,3 +400,16 @@ def test_polar_refuses_color():
 def test_bad_grids_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("sample", "grid", "other"),
+    [(sample_polar, PolarGrid(), SquareGrid()), (sample_square, SquareGrid(), PolarGrid())],
+)
+def test_images_and_grids_in_the_wrong_place_are_named(sample, grid, other):
+    image = np.zeros((20, 20), np.uint8)
+    with pytest.raises(TypeError, match="pyramid: expected what build_pyramid returns, got ndarr"):
+        sample(image, [[5, 5]], [4], [0], grid)
+    message = f"grid: expected a {type(grid).__name__}, got {type(other).__name__}"
+    with pytest.raises(TypeError, match=message):
+        sample(build_pyramid(image), [[5, 5]], [4], [0], other)

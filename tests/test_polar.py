@@ -109,6 +109,13 @@ def test_a_known_scale_decides_where_the_orientation_is_read(network):
     assert (orientation[0] - orientation[1]).abs().max() > 1e-3
 
 
+def test_nine_directions_are_enough():
+    config = PolarNetConfig.for_bins(PoseBins(orientation=9))
+    patches = torch.zeros(2, 1, config.grid.rows, config.grid.columns + 2 * config.grid.halo)
+    _, orientation = PolarNet(config).eval()(patches, torch.zeros(2, 13))
+    assert orientation.shape == (2, 9)
+
+
 def test_output_shapes(network):
     grid = network.config.grid
     patches = torch.zeros(5, 1, grid.rows, grid.columns + 2 * grid.halo)
@@ -124,6 +131,7 @@ def test_output_shapes(network):
         ({"bins": PoseBins(scale_per_octave=2)}, "grid: expected 4 rows per octave"),
         ({"channels": (16,)}, "grid: expected halo 4 columns"),
         ({"grid": PolarGrid(rows=30, columns=72, halo=6)}, "grid: 30 rows leave 9"),
+        ({"bins": PoseBins(orientation=8)}, "bins: expected at least 9 orientation bins, got 8"),
     ],
 )
 def test_a_grid_that_does_not_fit_the_bins_is_refused(change, message):

@@ -310,7 +310,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("wrong", ["surf", object()])
     def test_unknown_extractors_are_refused(self, photograph, wrong):
-        with pytest.raises(ValueError, match="descriptor: expected one of sift, "):
+        with pytest.raises(ValueError, match="extractor: expected one of sift, "):
             describe(photograph, [], wrong)
 
     def test_the_number_of_threads_is_checked(self, photograph):

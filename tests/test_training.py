@@ -450,9 +450,9 @@ def test_export_in_eight_bits_runs_on_both_engines_alike(ring_run, texture_folde
 
 def test_eight_bits_are_for_rings_and_need_photographs(run, ring_run, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="quantize_on: expected a network of rings, got PolarNet"):
+    with pytest.raises(ValueError, match="quantize_on: expected a network of rings, got polar$"):
         export_checkpoint(run, tmp_path / "model.onnx", quantize_on=tmp_path / "empty")
-    with pytest.raises(ValueError, match="images: expected image files"):
+    with pytest.raises(ValueError, match="quantize_on: expected image files"):
         export_checkpoint(ring_run, tmp_path / "model.onnx", quantize_on=tmp_path / "empty")
     assert not list(tmp_path.glob("*.onnx"))
 
@@ -471,6 +471,24 @@ def test_export_writes_nothing_when_it_disagrees(run, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="within -1.0 of PyTorch at batch size 1"):
         export_checkpoint(run, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("magnification", [0, -3.0, float("nan"), float("inf")])
+def test_export_refuses_senseless_magnifications(run, tmp_path, magnification):
+    message = f"magnification: expected a finite number above 0, got {magnification!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_checkpoint(run, tmp_path / "model.onnx", magnification=magnification)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_names_the_output_that_cannot_be_written(run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "tmp123")
+
+    monkeypatch.setattr(export_module.tempfile, "TemporaryDirectory", lambda dir: refuse())
+    with pytest.raises(PermissionError) as caught:
+        export_checkpoint(run, tmp_path / "model.onnx")
+    assert caught.value.filename == str(tmp_path / "model.onnx")
 
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path):

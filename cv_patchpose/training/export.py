@@ -30,7 +30,11 @@ from cv_patchpose.training.checkpoint import (
     shape_of,
 )
 from cv_patchpose.training.compression import round_weights, store_int8
-from cv_patchpose.training.networks import NetworkConfig, describe_differences
+from cv_patchpose.training.networks import (
+    NetworkConfig,
+    describe_differences,
+    shape_to_entry,
+)
 from cv_patchpose.training.options import TARGETS
 from cv_patchpose.training.photographs import Photographs, read_photographs
 from cv_patchpose.training.polar import PolarNetConfig
@@ -89,19 +93,23 @@ def export_checkpoint(
         The output's path.
 
     Raises:
-        ValueError: The source is no checkpoint, or lacks one of the two histograms; or eight bits
-            are asked for of another network, or without photographs.
+        ValueError: The source is no checkpoint, or lacks one of the two histograms; a magnification
+            that is not positive; or eight bits are asked for of another network, or without
+            photographs.
         ImportError: Eight bits are asked for without ONNX Runtime.
         ModelError: The exported model does not agree with PyTorch.
         OSError: The output cannot be written.
     """
+    if magnification is not None and not 0.0 < magnification < math.inf:
+        raise ValueError(f"magnification: expected a finite number above 0, got {magnification!r}")
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     states = [load_checkpoint(_checkpoint_of(Path(path))) for path in sources]
     state = states[0]
     logits, shape = _complete_network(states)
     if quantize_on is not None:
         if not isinstance(shape, RingNetConfig):
-            raise ValueError(f"quantize_on: expected a network of rings, got {shape}")
+            network_name = shape_to_entry(shape)["network"]
+            raise ValueError(f"quantize_on: expected a network of rings, got {network_name}")
         _import_quantization()
     if int8:
         round_weights(logits)
@@ -109,7 +117,8 @@ def export_checkpoint(
     polar = isinstance(shape.grid, PolarGrid)
     target = Path(output)
     trained = state["train_config"]["synthesis"]["magnification"]
-    magnification = magnification or trained
+    if magnification is None:
+        magnification = trained
     metadata = ModelMetadata(
         name=name or target.stem,
         grid=shape.grid,
@@ -124,12 +133,13 @@ def export_checkpoint(
         training=_training_notes(states)
         | ({} if quantize_on is None else {"eight_bits": list(EIGHT_BIT_PARTS)}),
     )
-    with tempfile.TemporaryDirectory(dir=_existing_folder(target)) as folder:
+    with _folder_beside(target) as folder:
         file = Path(folder) / target.name
         _write(network, metadata, file, int8=int8)
         _check_agreement(network, metadata, file)
         if quantize_on is not None:
-            _quantize(network, metadata, file, read_photographs(quantize_on))
+            photographs = read_photographs(quantize_on, argument="quantize_on")
+            _quantize(network, metadata, file, photographs)
         os.replace(file, target)
     return target
 
@@ -182,10 +192,13 @@ def _scale_offset(states: Sequence[dict[str, Any]]) -> float:
     raise AssertionError("a complete network gives the scale")
 
 
-def _existing_folder(target: Path) -> Path:
+def _folder_beside(target: Path) -> tempfile.TemporaryDirectory[str]:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"output: expected an existing folder, got {str(target.parent)!r}")
-    return target.parent
+    try:
+        return tempfile.TemporaryDirectory(dir=target.parent)
+    except OSError as error:  # names a folder that nobody asked for
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _write(network: nn.Module, metadata: ModelMetadata, file: Path, *, int8: bool) -> None:

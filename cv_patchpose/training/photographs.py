@@ -96,25 +96,28 @@ class Photographs:
         return Photographs([self.paths[i] for i in chosen], [self._images[i] for i in chosen])
 
 
-def read_photographs(folder: Path | str, *, color: bool = False) -> Photographs:
+def read_photographs(
+    folder: Path | str, *, color: bool = False, argument: str = "images"
+) -> Photographs:
     """Read the photographs below a folder; unreadable and tiny files are skipped and reported.
 
     Args:
         folder: searched with its subfolders; larger photographs are shrunk to `LONG_SIDE_PX`.
         color: keep three channels.
+        argument: name of what the folder was given as, for the messages.
 
     Raises:
         ValueError: the folder does not exist or holds fewer than two usable photographs.
     """
-    paths = find_images(folder)
+    paths = find_images(folder, argument)
     with ThreadPoolExecutor() as pool:
         found = zip(paths, pool.map(partial(_read, color=color), paths), strict=True)
         usable = [(path, image) for path, image in found if image is not None]
     skipped = len(paths) - len(usable)
     if len(usable) < 2:
         raise ValueError(
-            f"images: expected at least 2 readable photographs of at least {SMALLEST_SIDE_PX} px "
-            f"below {folder}, got {len(usable)} ({skipped} skipped)"
+            f"{argument}: expected at least 2 readable photographs of at least "
+            f"{SMALLEST_SIDE_PX} px below {folder}, got {len(usable)} ({skipped} skipped)"
         )
     if skipped:
         report = f"{skipped} of {len(paths)} image files skipped: not readable or too small"

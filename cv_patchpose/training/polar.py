@@ -18,6 +18,9 @@ from cv_patchpose.grids import PolarGrid
 from cv_patchpose.histograms import PoseBins
 
 STANDARD_OCTAVES = 6.5  # from the innermost ring to the outermost
+DILATION = 3  # of the orientation head's second convolution
+KERNEL = 7  # of both of them
+REACH = DILATION * (KERNEL // 2)  # to each side; no more than once around the circle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,10 @@ class PolarNetConfig:
 
     def __post_init__(self) -> None:
         """Check that the grid gives a row and a column to each bin."""
+        if self.bins.orientation < REACH:
+            raise ValueError(
+                f"bins: expected at least {REACH} orientation bins, got {self.bins.orientation}"
+            )
         if self.grid.columns != self.stride * self.bins.orientation:
             raise ValueError(
                 f"grid: expected {self.stride} columns per orientation bin "
@@ -192,9 +199,9 @@ class PolarNet(nn.Module):
             self.aligned = nn.Conv2d(width * config.trunk_rows, hidden, 1)
         self.orientation = nn.Sequential(
             *activation(hidden),
-            CircularConv1d(hidden, hidden, 7),
+            CircularConv1d(hidden, hidden, KERNEL),
             *activation(hidden),
-            CircularConv1d(hidden, hidden, 7, dilation=3),
+            CircularConv1d(hidden, hidden, KERNEL, dilation=DILATION),
             *activation(hidden),
             nn.Conv2d(hidden, 1, 1),
         )
