@@ -37,7 +37,7 @@ from cv_patchpose.evaluation.sequences import read_photograph, require_view, tur
 from cv_patchpose.matching import Matches
 
 _IMAGES_KEPT = 48  # whose features are kept: image 1 of one pair is image 2 of others
-_ESTIMATES = 5
+_ESTIMATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
