@@ -18,9 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from bench_sampling import simd_in_use
 from cost_calls import make_scene, network_calls, sampling_calls, stage_calls
-from timing import time_interleaved
+from timing import simd_in_use, time_interleaved
 
 from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.files import check_output, write_file

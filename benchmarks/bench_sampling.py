@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 import cv2
 import numpy as np
-from timing import time_interleaved
+from timing import simd_in_use, time_interleaved
 
-from cv_patchpose import patches
 from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.patches import PolarGrid, SquareGrid, build_pyramid, sample_polar, sample_square
 
@@ -27,13 +25,6 @@ def warp_affine_loop(image, xy_px, window_px, angle_deg, size):
         warp = np.array([[a, -b, x - (a - b) * middle], [b, a, y - (b + a) * middle]])
         cv2.warpAffine(image, warp, (size, size), patch, flags, cv2.BORDER_REPLICATE)
     return result
-
-
-def simd_in_use() -> str | None:
-    """Return the instruction set of the compiled sampler; None: there is only NumPy's."""
-    if patches._core is None:
-        return None
-    return os.environ.get("PATCHPOSE_SIMD") or patches._core.simd_names()[0]
 
 
 def main() -> None:

@@ -104,6 +104,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.minorticks_off()
         axis.set_xticks(TICKS, labels=map(str, TICKS))
         axis.set_xlim(TICKS[0], TICKS[-1])
+        axis.margins(y=0.1)  # room for the names of the best
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 

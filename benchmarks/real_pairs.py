@@ -54,7 +54,7 @@ MATCHING = {
 TWO_VIEW = {
     "maa_5": ("mAA(5)", ".3f"),
     "maa_10": ("mAA(10)", ".3f"),
-    "gain": ("less that of polar, ± standard error", ""),
+    "gain": ("minus the first row's, ± its standard error", ""),
     "maa_10_easy": ("easy", ".3f"),
     "maa_10_medium": ("medium", ".3f"),
     "maa_10_hard": ("hard", ".3f"),

@@ -1,11 +1,14 @@
-"""Timing for the benchmarks: calls in turn in one process, medians and spread."""
+"""What the benchmarks of cost share: calls timed in turn in one process, and by which kernel."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
+
+from cv_patchpose import patches
 
 WARM_UP_CALLS = 2
 
@@ -42,3 +45,10 @@ def time_interleaved(
         }
         for i, name in enumerate(calls)
     }
+
+
+def simd_in_use() -> str | None:
+    """Return the instruction set of the compiled sampler; None: there is only NumPy's."""
+    if patches._core is None:
+        return None
+    return os.environ.get("PATCHPOSE_SIMD") or patches._core.simd_names()[0]
