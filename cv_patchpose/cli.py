@@ -22,7 +22,7 @@ from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.descriptors import DESCRIPTORS
 from cv_patchpose.detectors import DETECTORS, detect
 from cv_patchpose.drawing import draw_matches_before_after, draw_poses
-from cv_patchpose.errors import ModelError
+from cv_patchpose.errors import ModelError, naming
 from cv_patchpose.estimator import BUNDLED_MODELS, PoseEstimator, model_path
 from cv_patchpose.files import (
     COLUMNS,
@@ -36,6 +36,7 @@ from cv_patchpose.files import (
 )
 from cv_patchpose.matching import GEOMETRIES, match_keypoints
 
+_OPTIONS = {"max_points": "--max-keypoints", "top_k": "--top-k"}  # by what functions call them
 _LEAST_ROOM = 20  # columns of a terminal that text is still wrapped in
 _FAILURES = (ValueError, TypeError, OSError, ImportError, ModelError, cv2.error)
 
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _build_parser(arguments).parse_args(arguments)
-        return _VERBS[args.verb].run(args) or 0
+        with naming(_OPTIONS):
+            return _VERBS[args.verb].run(args) or 0
     except _FAILURES as error:
         print(f"cv-patchpose: error: {_describe(error)}", file=sys.stderr)
         return 2
@@ -79,13 +81,6 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name in arguments:
             verb.declare(verb_parser)
     return parser
-
-
-def _detect(image: Any, detector: str, max_keypoints: int) -> tuple[cv2.KeyPoint, ...]:
-    """Detect the strongest points; ValueError names the option as it was given."""
-    if max_keypoints < 1:
-        raise ValueError(f"--max-keypoints: expected at least 1, got {max_keypoints}")
-    return detect(image, detector, max_keypoints)
 
 
 def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
@@ -121,7 +116,7 @@ def _run_assign(args: argparse.Namespace) -> None:
     )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        keypoints = assigner.assign(image, _detect(image, args.detector, args.max_keypoints))
+        keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
     for warning in told:
         print(f"warning: {warning.message}", file=sys.stderr)
     write_keypoints(args.output, keypoints)
@@ -150,7 +145,7 @@ def _run_match(args: argparse.Namespace) -> None:
     check_output(args.output, PICTURE_SUFFIXES, inputs=(args.image1, args.image2))
     image1, image2 = read_image(args.image1), read_image(args.image2)
     assigner = PatchPoseAssigner(args.model, top_k=args.top_k)
-    own1, own2 = (_detect(image, "sift", args.max_keypoints) for image in (image1, image2))
+    own1, own2 = (detect(image, "sift", args.max_keypoints) for image in (image1, image2))
     before = match_keypoints(image1, own1, image2, own2, geometry=args.geometry)
     ours1, ours2 = assigner.assign(image1, own1), assigner.assign(image2, own2)
     after = match_keypoints(image1, ours1, image2, ours2, geometry=args.geometry)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +21,7 @@ from cv_patchpose.field_rules import (
     SiftRule,
 )
 
-__all__ = [
-    "DESCRIPTORS",
-    "FieldRule",
-    "SiftRule",
-    "create_extractor",
-    "naming_argument",
-    "rule_for",
-]
+__all__ = ["DESCRIPTORS", "FieldRule", "SiftRule", "create_extractor", "rule_for"]
 
 # What VGG, BoostDesc, BEBLID and TEBLID call scale_factor, for sizes as SIFT defines them.
 _SIFT_SCALE_FACTOR = 6.75
@@ -101,15 +93,6 @@ def create_extractor(name: str) -> Any:
             "pip install opencv-contrib-python instead of opencv-python"
         )
     return entry.create(extractor_class)
-
-
-@contextlib.contextmanager
-def naming_argument(argument: str) -> Iterator[None]:
-    """Let errors of the functions above name the argument that the descriptor was given as."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(argument + ":" + str(error).partition(":")[2]) from error
 
 
 def _name_of(descriptor: Any) -> str:

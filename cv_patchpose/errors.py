@@ -1,7 +1,26 @@
-"""Errors that are not the fault of an argument's type or value."""
+"""Errors that are not the fault of an argument's type or value, and the names in those that are."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
 
 
 class ModelError(Exception):
     """A model file is missing, foreign or broken; the message has path, expected and found."""
+
+
+@contextlib.contextmanager
+def naming(arguments: Mapping[str, str]) -> Iterator[None]:
+    """Let a ValueError about an argument of an inner call name what the caller gave instead.
+
+    Args:
+        arguments: From the inner name, with which the message begins, to the outer one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        name, colon, text = str(error).partition(":")
+        if name not in arguments:
+            raise
+        raise ValueError(arguments[name] + colon + text) from error

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.descriptors import create_extractor, naming_argument, rule_for
+from cv_patchpose.descriptors import create_extractor, rule_for
 from cv_patchpose.detectors import create_detector, detector_traits
+from cv_patchpose.errors import naming
 from cv_patchpose.keypoints import arrays_from_keypoints
 from cv_patchpose.pyramid import check_unit_range, read_pixels
 from cv_patchpose.rectified import describe
@@ -58,7 +59,7 @@ class PatchPoseFeature2D:
         self._given = {"detector": detector, "extractor": extractor}
         self._detector = _make_detector(detector)
         self._known_detector = _known_detector(detector)
-        with naming_argument("extractor"):
+        with naming({"name": "extractor", "descriptor": "extractor"}):
             named = isinstance(extractor, str)
             self._extractor = create_extractor(extractor) if named else extractor
             rule = rule_for(self._extractor)

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.descriptors import create_extractor, naming_argument, rule_for
+from cv_patchpose.descriptors import create_extractor, rule_for
+from cv_patchpose.errors import naming
 from cv_patchpose.field_rules import WINDOW
 from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
@@ -81,7 +82,7 @@ def describe(
         ValueError: An image, a keypoint or an extractor that cannot be used.
         ImportError: This OpenCV lacks the descriptor.
     """
-    with naming_argument("extractor"):
+    with naming({"name": "extractor", "descriptor": "extractor"}):
         view = _view_of(create_extractor(extractor) if isinstance(extractor, str) else extractor)
     pyramid = build_pyramid(image, color=view.color)
     check_unit_range(pyramid.levels[0])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cv_patchpose.errors import naming
 from cv_patchpose.training.options import TARGETS, TrainConfig
 from cv_patchpose.training.recipes import RECIPES, recipe
 
@@ -93,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     if "budget_minutes" in given:
         given.setdefault("budget_keypoints", None)
     base = _base_config(args)
-    with _naming_options():
+    fields = {field: option for option, (field, _, _) in (_OPTIONS | _VIEW_OPTIONS).items()}
+    with naming(fields):
         config = dataclasses.replace(
             base, **given, synthesis=dataclasses.replace(base.synthesis, **views)
         )
@@ -102,17 +102,6 @@ def run(args: argparse.Namespace) -> int:
     if trainer.group.leads:
         print(checkpoint)
     return 0
-
-
-@contextlib.contextmanager
-def _naming_options() -> Iterator[None]:
-    """Let errors about a field name the option that sets it."""
-    try:
-        yield
-    except ValueError as error:
-        field, colon, text = str(error).partition(":")
-        options = {name: option for option, (name, _, _) in (_OPTIONS | _VIEW_OPTIONS).items()}
-        raise ValueError(options.get(field, field) + colon + text) from error
 
 
 def _given(args: argparse.Namespace, options: dict[str, tuple[str, type, str]]) -> dict[str, Any]:
