@@ -129,12 +129,15 @@ class Gatherer {
     const __m512i offset = _mm512_add_epi32(_mm512_mullo_epi32(line, row_), column);
     const __m512i top = _mm512_i32gather_epi32(offset, origin_, 1);
     const __m512i low = _mm512_i32gather_epi32(offset, origin_ + stride_, 1);
-    return {byte(top), byte(_mm512_srli_epi32(top, 8)), byte(low), byte(_mm512_srli_epi32(low, 8))};
+    return {byte(top, 0), byte(top, 1), byte(low, 0), byte(low, 1)};
   }
 
  private:
-  static __m512 byte(__m512i words) {
-    return _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xff)));
+  // Byte k of each lane; where the highest bit of a place is set, a shuffle puts 0.
+  static __m512 byte(__m512i words, int k) {
+    const __m512i lowest = _mm512_set4_epi32(0x8080800c, 0x80808008, 0x80808004, 0x80808000);
+    const __m512i place = _mm512_add_epi32(lowest, _mm512_set1_epi32(k));
+    return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(words, place));
   }
   const char* origin_;
   std::int64_t stride_;
@@ -169,23 +172,33 @@ class Table {
 };
 #endif
 
+// The lanes of a vector, whose first one is at `first`, that lie in [begin, end).
+inline __mmask16 lanes_in(int first, int begin, int end) {
+  const auto below = [first](int limit) {
+    const int lanes = limit - first;
+    return lanes <= 0 ? 0u : lanes >= kLanes ? 0xffffu : (1u << lanes) - 1u;
+  };
+  return __mmask16(below(end) & ~below(begin));
+}
+
 // What sample_lattice does, for grey bytes: in one pass and without buffers, which compilers do not
 // make of gathers.
-template <class Reader>
-void sample_bytes(const Lattice& at, float* out) {
+template <class Reader, bool kInside>
+void sample_bytes_at(const Lattice& at, float* out) {
   const Reader read(at);
   const __m512 start_x = _mm512_set1_ps(at.x), start_y = _mm512_set1_ps(at.y);
   const __m512 right = _mm512_set1_ps(at.right), down = _mm512_set1_ps(at.down);
   const __m512 last_x = _mm512_set1_ps(at.last_x), last_y = _mm512_set1_ps(at.last_y);
-  const int count = at.count;
-  const float *from_u = at.u, *from_v = at.v;
-  for (int first = 0; first < count; first += kLanes) {
-    const int left = count - first;
-    const __mmask16 wanted = left < kLanes ? __mmask16((1 << left) - 1) : __mmask16(0xffff);
-    const __m512 u = _mm512_maskz_loadu_ps(wanted, from_u + first);
-    const __m512 v = _mm512_maskz_loadu_ps(wanted, from_v + first);
-    const __m512 x = clamp_to(start_x + (right * u - down * v), last_x);
-    const __m512 y = clamp_to(start_y + (down * u + right * v), last_y);
+  const auto sample = [&](int first, __mmask16 wanted) {
+    // Lanes that are not wanted read at (x, y), which lies inside where samples do.
+    const __m512 u = _mm512_maskz_loadu_ps(wanted, at.u + first);
+    const __m512 v = _mm512_maskz_loadu_ps(wanted, at.v + first);
+    __m512 x = start_x + (right * u - down * v);
+    __m512 y = start_y + (down * u + right * v);
+    if (!kInside) {
+      x = clamp_to(x, last_x);
+      y = clamp_to(y, last_y);
+    }
     const __m512i column = _mm512_cvttps_epi32(x), line = _mm512_cvttps_epi32(y);
     const __m512 weight_x = x - _mm512_cvtepi32_ps(column);
     const __m512 weight_y = y - _mm512_cvtepi32_ps(line);
@@ -194,7 +207,16 @@ void sample_bytes(const Lattice& at, float* out) {
     const __m512 low = of.low_left + weight_x * (of.low_right - of.low_left);
     const __m512 value = top + weight_y * (low - top);
     _mm512_mask_storeu_ps(out + first, wanted, value * _mm512_set1_ps(kScale<std::uint8_t>));
-  }
+  };
+  const int count = at.count, whole = count / kLanes * kLanes;
+  for (int first = 0; first < whole; first += kLanes) sample(first, 0xffff);
+  if (whole < count) sample(whole, lanes_in(whole, 0, count));
+}
+
+template <class Reader>
+void sample_bytes(const Lattice& at, float* out) {
+  return at.inside ? sample_bytes_at<Reader, true>(at, out)
+                   : sample_bytes_at<Reader, false>(at, out);
 }
 #endif
 
@@ -294,6 +316,30 @@ Moments measure(const float* values, int count, float pivot) {
   return {sums[0], squares[0]};
 }
 
+#if defined(__AVX512F__)
+// Down the rows, a vector wide: what a vector takes from which part of a row is alike in all.
+// Patches follow one another, so where the next one will be written is fetched meanwhile.
+void unroll(const float* values, int rows, int columns, int halo, float offset, float gain,
+            float* out) {
+  const int width = columns + 2 * halo, inner_end = halo + columns;
+  const __m512 offsets = _mm512_set1_ps(offset), gains = _mm512_set1_ps(gain);
+  for (int first = 0; first < width; first += kLanes) {
+    const __mmask16 front = lanes_in(first, 0, halo);
+    const __mmask16 inner = lanes_in(first, halo, inner_end);
+    const __mmask16 back = lanes_in(first, inner_end, width);
+    const __mmask16 all = front | inner | back;
+    const float* row = values + (first - halo);
+    float* target = out + first;
+    for (int k = 0; k < rows; ++k, row += columns, target += width) {
+      __m512 value = _mm512_maskz_loadu_ps(front, row + columns);
+      value = _mm512_mask_loadu_ps(value, inner, row);
+      value = _mm512_mask_loadu_ps(value, back, row - columns);
+      _mm512_mask_storeu_ps(target, all, (value - offsets) * gains);
+      __builtin_prefetch(target + std::int64_t(rows) * width, 1);
+    }
+  }
+}
+#else
 // Writes (value - offset) * gain, up to whole vectors, so that short rows need no loops of their
 // own for what is left over.
 inline void standardize_padded(const float* __restrict values, int count, float offset, float gain,
@@ -321,6 +367,7 @@ void unroll(const float* values, int rows, int columns, int halo, float offset, 
     }
   }
 }
+#endif
 
 }  // namespace
 

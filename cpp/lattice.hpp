@@ -28,6 +28,7 @@ struct Lattice {
   const float* u;        // (count,), followed by any numbers up to whole vectors
   const float* v;        // likewise
   int count;             // samples
+  bool inside;           // none would have to be moved to the level's edge
   bool narrow;           // all lie in the first kNarrow x kNarrow pixels, their neighbours too
   bool at_end;           // some may lie at the level's last pixels, with no memory behind them
 };

@@ -32,8 +32,10 @@ struct Axis {
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = below(float(size - 1 - origin));
     // Single precision may put a sample a little farther out than it lies.
-    const double farthest = middle + reach + 1e-6 * (std::abs(middle) + reach);
+    const double slack = 1e-6 * (std::abs(middle) + reach);
+    const double farthest = middle + reach + slack;
     reaches_end = !(std::max(farthest, 0.0) + 4.0 < double(size - origin));
+    inside = middle - reach > slack && !reaches_end;
     narrow = origin + kNarrow <= size && farthest < kNarrow - 1;
   }
   // The next smaller number, for positive ones; std::nextafter is a slow call.
@@ -48,6 +50,7 @@ struct Axis {
   float start;          // pixels from the origin
   float last;           // pixels from the origin
   bool reaches_end;     // a sample may lie in the last four pixels, rounding included
+  bool inside;          // none has to be moved to the first or the last pixel
   bool narrow;          // all lie in the first kNarrow pixels, right neighbours too
 };
 
@@ -103,6 +106,7 @@ class LevelReader {
         positions.u.data() + first,
         positions.v.data() + first,
         count,
+        x.inside && y.inside,
         x.narrow && y.narrow,
         x.reaches_end && y.reaches_end,
     };

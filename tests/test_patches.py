@@ -183,7 +183,9 @@ def test_patches_do_not_depend_on_threads_or_neighbours():
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", MAXIMUM)
-@pytest.mark.parametrize("grid", [PolarGrid(), POLAR, PolarGrid(columns=300, halo=0)], ids=str)
+@pytest.mark.parametrize(
+    "grid", [PolarGrid(), POLAR, PolarGrid(columns=300, halo=0), PolarGrid(9, 7, halo=7)], ids=str
+)
 def test_every_instruction_set_samples_the_same_bits(dtype, grid, monkeypatch):
     arguments = keypoints(200)
     grey = build_pyramid(noise(dtype=dtype))
