@@ -64,6 +64,10 @@ class PatchPoseAssigner:
             whose detector measured a scale (octave not 0, or angle above 0), a wide one for regions
             and blobs, none for points of one size (FAST, GFTT, clicks) and with window_px; see
             `support.choose_support`.
+        passes: How often a pose is read; each time but the first in the window of the size that was
+            found the time before, about which a prior then holds. "auto": twice for points of one
+            size whose size is to be written, unless a window or a magnification is given, and once
+            for all others.
 
     Raises:
         ModelError: The model is missing, foreign or broken.
@@ -89,6 +93,7 @@ class PatchPoseAssigner:
         providers: Sequence[str] | None = None,
         num_threads: int | None = None,
         scale_prior_octaves: float | Literal["auto"] | None = "auto",
+        passes: int | Literal["auto"] = "auto",
     ) -> None:
         self._rule = rule_for(descriptor)
         self._traits = None if detector is None else detector_traits(detector)
@@ -100,6 +105,7 @@ class PatchPoseAssigner:
             magnification=magnification,
             window_px=window_px,
             scale_prior_octaves=scale_prior_octaves,
+            passes=passes,
             num_threads=num_threads,
         )
         self._told: set[str] = set()
@@ -181,6 +187,8 @@ class PatchPoseAssigner:
 
     def histograms(self, image: Any, keypoints: Sequence[cv2.KeyPoint]) -> PoseHistograms:
         """Estimate the pose histograms of N keypoints, before any prior or calibration.
+
+        They are those of the first pass, see `passes`.
 
         Args:
             image: As for `assign`.
@@ -274,33 +282,55 @@ class PatchPoseAssigner:
     def _chunk_poses(
         self, pyramid: ImagePyramid, keypoints: KeypointArrays, support: Support, chunk: slice
     ) -> PatchPoses:
+        xy_px, passes = keypoints.xy_px[chunk], support.passes[chunk]
+        window_px, size_px = support.window_px[chunk].copy(), support.size_px[chunk].copy()
+        prior_sigma = support.prior_sigma[chunk]
+        for done in range(1, passes.max(initial=1)):
+            again = passes > done
+            before, _ = self._read_poses(
+                pyramid, xy_px[again], window_px[again], prior_sigma[again], top_k=1
+            )
+            window_px[again] *= before.scale
+            size_px[again] *= before.scale
+        poses, flat = self._read_poses(
+            pyramid, xy_px, window_px, prior_sigma, top_k=self._options.top_k
+        )
+        factor = np.where(flat, support.own_px[chunk], size_px) / keypoints.size_px[chunk]
+        return replace(
+            poses,
+            keypoint_index=poses.keypoint_index + chunk.start,
+            scale=poses.scale * factor[poses.keypoint_index],
+        )
+
+    def _read_poses(
+        self,
+        pyramid: ImagePyramid,
+        xy_px: NDArray[np.float32],
+        window_px: NDArray[np.float64],
+        prior_sigma: NDArray[np.float64],
+        *,
+        top_k: int,
+    ) -> tuple[PatchPoses, NDArray[np.bool_]]:
+        """Read poses, whose scales count from the windows; and (N,) where scale is not known."""
         options, metadata = self._options, self._estimator.metadata
         offset_octaves = metadata.scale_offset_octaves
         if options.magnification is not None:  # the calibration holds for the model's own
             offset_octaves += math.log2(options.magnification / metadata.magnification)
-        patches = self._sample(pyramid, keypoints.xy_px[chunk], support.window_px[chunk])
-        prior_sigma = support.prior_sigma[chunk]
+        patches = self._sample(pyramid, xy_px, window_px)
         histograms = self._histograms(
             patches, log_scale_prior(prior_sigma, metadata.bins, offset_octaves)
         )
         poses = find_modes(
             histograms,
             metadata.bins,
-            top_k=options.top_k,
+            top_k=top_k,
             max_angles=None if options.assign_orientation else 1,
             max_scales=None if options.assign_scale else 1,
             min_ratio=metadata.second_mode_ratio,
             scale_prior_sigma=prior_sigma,
             scale_offset_octaves=offset_octaves,
         )
-        flat = is_flat(histograms.scale)
-        size_px = np.where(flat, support.own_px[chunk], support.size_px[chunk])
-        factor = size_px / keypoints.size_px[chunk]
-        return replace(
-            poses,
-            keypoint_index=poses.keypoint_index + chunk.start,
-            scale=poses.scale * factor[poses.keypoint_index],
-        )
+        return poses, is_flat(histograms.scale)
 
 
 def _image_size(pyramid: ImagePyramid) -> tuple[int, int]:

@@ -25,6 +25,7 @@ class AssignerOptions:
     magnification: float | None
     window_px: float | None
     scale_prior_octaves: float | Literal["auto"] | None
+    passes: int | Literal["auto"]
     num_threads: int | None
 
     def __post_init__(self) -> None:
@@ -35,6 +36,7 @@ class AssignerOptions:
         _check_positive("magnification", self.magnification)
         _check_positive("window_px", self.window_px)
         _check_prior(self.scale_prior_octaves)
+        _check_count("passes", self.passes, or_auto=True)
         if self.window_px is None:
             return
         if self.magnification is not None:
@@ -46,9 +48,12 @@ class AssignerOptions:
             )
 
 
-def _check_count(name: str, value: Any) -> None:
+def _check_count(name: str, value: Any, *, or_auto: bool = False) -> None:
+    if or_auto and isinstance(value, str) and value == "auto":
+        return
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        others = '"auto" or ' if or_auto else ""
+        raise ValueError(f"{name}: expected {others}an integer of at least 1, got {value!r}")
 
 
 def _check_flag(name: str, value: Any) -> None:

@@ -14,6 +14,8 @@ from cv_patchpose.options import AssignerOptions
 
 # Smaller sizes of plain points and corners (1, 3) are no descriptor's support.
 _SMALLEST_POINT_SIZE_PX = 6.0
+# A corner is a detail: its scale is looked for in a closer window than where scale 1 is.
+_FIRST_LOOK = 0.5
 # Regions and blobs of one scale per image structure: known, but loosely.
 _BLOB_SIGMA_OCTAVES = 0.5
 _EQUAL_PX = 1e-3
@@ -30,12 +32,15 @@ class Support:
         own_px: (N,) sizes given, as SIFT defines them: twice the sigma.
         size_px: (N,) sizes that scale 1 means, likewise.
         prior_sigma: (N,) octaves, how well `size_px` is known; inf: not at all.
+        passes: (N,) how often a pose is read, each time but the first in the window of the size
+            that was found the time before.
     """
 
     window_px: NDArray[np.float64]
     own_px: NDArray[np.float64]
     size_px: NDArray[np.float64]
     prior_sigma: NDArray[np.float64]
+    passes: NDArray[np.int64]
 
 
 def choose_support(
@@ -49,7 +54,8 @@ def choose_support(
     - Keypoints whose scale was measured (SIFT, ORB, AKAZE...): the window is the magnification
       times their size, the prior the model's, or that of the detector's traits.
     - Regions and blobs (MSER, SimpleBlob, Star...): the same window, with a wide prior.
-    - Points (FAST, GFTT, clicks): one window, no prior.
+    - Points (FAST, GFTT, clicks): one window, no prior. Where their size is to be written, it is
+      looked for in two passes, the first of them an octave below their scale 1.
 
     Where the detector is not given, keypoints with an octave or an angle count as measured, others
     of different sizes as regions, others of one size as points; and ORB's and AKAZE's at their
@@ -70,14 +76,21 @@ def choose_support(
         points = np.full(len(own_px), detector.measures == "place")
     size_px = own_px.copy()
     window_px = size_px * (options.magnification or metadata.magnification)
+    prior_sigma = _prior_sigmas(measured, points, sigmas, metadata, options)
+    passes = np.full(len(size_px), 1 if options.passes == "auto" else options.passes)
     if options.window_px is not None:
         window_px = np.full(len(size_px), float(options.window_px))
         size_px = window_px / metadata.magnification
     elif options.magnification is None and points.any():
         window_px[points] = metadata.point_window_px
         size_px[points] = np.maximum(size_px[points], _SMALLEST_POINT_SIZE_PX)
-    prior_sigma = _prior_sigmas(measured, points, sigmas, metadata, options)
-    return Support(window_px, own_px, size_px, prior_sigma)
+        if options.assign_scale:
+            searched = points & np.isinf(prior_sigma)
+            window_px[searched] *= _FIRST_LOOK
+            size_px[searched] *= _FIRST_LOOK
+            if options.passes == "auto":
+                passes[searched] = 2
+    return Support(window_px, own_px, size_px, prior_sigma, passes)
 
 
 def _recognize(keypoints: KeypointArrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -69,12 +69,47 @@ class TestPose:
         expected = (angles[0] + 90 * np.arange(4)) % 360
         np.testing.assert_allclose(angles, expected, atol=0.01)
 
-    @pytest.mark.parametrize("octaves", [-1.5, -1, -0.5, 0, 1 / 3, 1, 1.5])
+    @pytest.mark.parametrize("octaves", [-1.5, -1, -0.5, 0, 1 / 3, 1])
     def test_zooming_multiplies_the_scale(self, assigner, octaves):
         poses = assigner.estimate(disc(zoom=2**octaves), [point()])
         np.testing.assert_allclose(np.log2(poses.scale), octaves, atol=0.05)
         (posed,) = assigner.assign(disc(zoom=2**octaves), [point()])
         assert posed.size == pytest.approx(SIZE * poses.scale[0])
+
+    @pytest.mark.parametrize("octaves", [-1.5, 0, 1.5])
+    def test_zooming_multiplies_a_measured_scale(self, toy_model, octaves):
+        assigner = PatchPoseAssigner(toy_model, scale_prior_octaves=None)
+        scale = assigner.estimate(disc(zoom=2**octaves), [point(octave=1)]).scale
+        np.testing.assert_allclose(np.log2(scale), octaves, atol=0.05)
+
+    @pytest.mark.parametrize("passes", [2, 3])
+    def test_a_further_pass_reads_in_the_window_of_the_size_found(self, photograph, passes):
+        place = point(size=7.0, x=201.0, y=87.0)
+        (before,) = PatchPoseAssigner(passes=passes - 1).assign(photograph, [place])
+        window_px = 64 / 7 * before.size  # of a point of size 7, see PoseEstimator().metadata
+        alone = PatchPoseAssigner(window_px=window_px).estimate(photograph, [place])
+        (after,) = PatchPoseAssigner(passes=passes).assign(photograph, [place])
+        assert after.angle == pytest.approx(alone.angle_deg[0], abs=1e-3)
+        change = alone.scale[0] * place.size * 21 / window_px
+        assert after.size == pytest.approx(before.size * change, rel=1e-5)
+        assert passes > 2 or change != pytest.approx(1, abs=0.02)  # soon nothing changes
+
+    def test_a_second_pass_finds_points_again_after_zooming(self, photograph):
+        near = cv2.resize(photograph, None, fx=2.0, fy=2.0, interpolation=cv2.INTER_CUBIC)
+        found = create_detector("gftt", 300).detect(photograph)
+        moved = [cv2.KeyPoint(2 * k.pt[0] + 0.5, 2 * k.pt[1] + 0.5, k.size) for k in found]
+
+        def share_of_right_scales(passes):
+            assigner = PatchPoseAssigner(passes=passes)
+            far_px, near_px = (
+                np.array([k.size for k in assigner.assign(*seen)])
+                for seen in ((photograph, found), (near, moved))
+            )
+            return np.mean(np.abs(np.log2(near_px / far_px) - 1) < 1 / 6)
+
+        once, twice = share_of_right_scales(1), share_of_right_scales(2)
+        assert twice > 0.7 > 0.6 > once
+        assert share_of_right_scales("auto") == twice
 
     def test_a_larger_keypoint_has_a_smaller_factor(self, assigner):
         sizes = [SIZE, SIZE * 2, SIZE * 0.7]
@@ -100,7 +135,7 @@ class TestPose:
     def test_histograms_are_before_prior_and_calibration(self, assigner):
         found = assigner.histograms(disc(90.0, 2.0), [point(), point(angle=10.0)])
         assert isinstance(found, PoseHistograms)
-        assert found.scale.argmax(1).tolist() == [9, 9]
+        assert found.scale.argmax(1).tolist() == [12, 9]  # a point's first pass is an octave below
         assert found.orientation.argmax(1).tolist() == [9, 9]
         np.testing.assert_allclose(found.scale.sum(1), 1, atol=1e-5)
 
@@ -406,6 +441,8 @@ class TestErrors:
         [
             ({"top_k": 0}, "top_k: expected an integer of at least 1, got 0"),
             ({"top_k": 1.5}, "top_k: expected an integer of at least 1, got 1.5"),
+            ({"passes": 0}, 'passes: expected "auto" or an integer of at least 1, got 0'),
+            ({"passes": "2"}, 'passes: expected "auto" or an integer of at least 1, got \'2\''),
             ({"magnification": 0}, "magnification: expected a finite number above 0"),
             ({"window_px": float("nan")}, "window_px: expected a finite number above 0"),
             ({"window_px": 9, "magnification": 9}, "window_px: expected None together with"),

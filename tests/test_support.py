@@ -30,6 +30,7 @@ def options(**changes):
         "magnification": None,
         "window_px": None,
         "scale_prior_octaves": "auto",
+        "passes": "auto",
         "num_threads": None,
     }
     return AssignerOptions(**(entries | changes))
@@ -52,6 +53,10 @@ def chosen(points, *, detector=None, **changes):
     return support.window_px.tolist(), support.size_px.tolist(), support.prior_sigma.tolist()
 
 
+def passes(points, *, detector=None, **changes):
+    return choose_support(points, METADATA, options(**changes), detector).passes.tolist()
+
+
 @pytest.mark.parametrize("measured", [{"octave": 3}, {"angle_deg": 90.0}])
 def test_a_measured_scale_gives_the_window_and_a_narrow_prior(measured):
     found = chosen(keypoints([2.0, 4.0], **measured))
@@ -61,12 +66,18 @@ def test_a_measured_scale_gives_the_window_and_a_narrow_prior(measured):
 @pytest.mark.parametrize("angle_deg", [-1.0, 0.0])
 def test_points_of_one_size_share_a_window_and_have_no_prior(angle_deg):
     found = chosen(keypoints([7.0, 7.0], angle_deg))
+    assert found == ([32.0, 32.0], [3.5, 3.5], [np.inf, np.inf])  # an octave below scale 1
+
+
+def test_points_that_keep_their_size_are_read_in_the_model_s_window():
+    found = chosen(keypoints([7.0, 7.0]), assign_scale=False)
     assert found == ([64.0, 64.0], [7.0, 7.0], [np.inf, np.inf])
 
 
 @pytest.mark.parametrize("size", [1.0, 3.0])
 def test_points_without_extent_get_a_size_that_can_be_described(size):
-    assert chosen(keypoints([size]))[1] == [6.0]
+    assert chosen(keypoints([size]), assign_scale=False)[1] == [6.0]
+    assert chosen(keypoints([size]))[1] == [3.0]
 
 
 def test_regions_have_windows_of_their_own_and_a_wide_prior():
@@ -80,7 +91,31 @@ def test_points_and_measured_keypoints_may_come_together():
     mixed = keypoints([7.0, 4.0, 7.0])
     mixed.octave[1] = 1
     found = chosen(mixed)
-    assert found == ([64.0, 72.0, 64.0], [7.0, 4.0, 7.0], [np.inf, 0.2, np.inf])
+    assert found == ([32.0, 72.0, 32.0], [3.5, 4.0, 3.5], [np.inf, 0.2, np.inf])
+    assert passes(mixed) == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [2]),
+        ({"assign_scale": False}, [1]),
+        ({"window_px": 64.0}, [1]),
+        ({"magnification": 8.0}, [1]),
+        ({"passes": 1}, [1]),
+        ({"passes": 3, "window_px": 64.0}, [3]),
+    ],
+)
+def test_points_are_read_twice_where_their_size_is_looked_for(options, expected):
+    assert passes(keypoints([7.0]), **options) == expected
+
+
+@pytest.mark.parametrize("name", ["sift", "orb", "mser"])
+def test_measured_scales_are_read_once_unless_asked_for(name):
+    alone = keypoints([7.0], angle_deg=10.0)
+    traits = detector_traits(name)
+    assert passes(alone, detector=traits) == [1]
+    assert passes(alone, detector=traits, passes=2) == [2]
 
 
 def test_an_explicit_magnification_holds_for_points_too():
@@ -129,7 +164,7 @@ def test_a_known_detector_says_how_well_the_scale_is_known(name, sigma):
 @pytest.mark.parametrize("name", ["fast", "agast", "gftt", "harris"])
 def test_known_points_are_points(name):
     found = chosen(keypoints([7.0, 8.0]), detector=detector_traits(name))
-    assert found == ([64.0, 64.0], [7.0, 8.0], [np.inf, np.inf])
+    assert found == ([32.0, 32.0], [3.5, 4.0], [np.inf, np.inf])
 
 
 @pytest.mark.parametrize("name", ["orb", "akaze"])
