@@ -124,16 +124,25 @@ class PoseEstimator:
             )
 
         firsts = range(0, len(patches), self._engine.batch)
-        threads = min(self._engine.num_threads, len(firsts))
-        if threads < 2:
-            for first in firsts:
+        left = iter(firsts)
+
+        def work() -> None:
+            for first in left:
                 estimate(first)
+
+        helpers = min(self._engine.num_threads, len(firsts)) - 1
+        if helpers < 1:
+            work()
         else:
             from concurrent.futures import ThreadPoolExecutor  # here: slow to import
 
-            # A batch to a thread: a small network scales better so than by threads inside it.
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(estimate, firsts))
+            # A batch to a thread: a small network scales better so than by threads inside it. This
+            # thread works too: one that waits would have to be woken.
+            with ThreadPoolExecutor(helpers) as pool:
+                others = [pool.submit(work) for _ in range(helpers)]
+                work()
+            for other in others:
+                other.result()
         return PoseHistograms(scale=scale, orientation=orientation)
 
     @property

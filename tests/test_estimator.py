@@ -6,6 +6,8 @@ import json
 import pickle
 import re
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -159,6 +161,21 @@ class TestChoice:
         found, expected = (e.histograms(patches.astype(np.float32)) for e in (several, one))
         np.testing.assert_array_equal(found.scale, expected.scale)
         np.testing.assert_array_equal(found.orientation, expected.orientation)
+
+    def test_what_fails_on_another_thread_is_raised(self, toy_model, monkeypatch):
+        pytest.importorskip("onnxruntime")
+        estimator = PoseEstimator(toy_model, num_threads=2)
+        run = estimator._engine.run
+
+        def run_here_only(inputs):
+            if threading.current_thread() is not threading.main_thread():
+                raise RuntimeError("elsewhere")
+            time.sleep(0.01)
+            return run(inputs)
+
+        monkeypatch.setattr(estimator._engine, "run", run_here_only)
+        with pytest.raises(RuntimeError, match="elsewhere"):
+            estimator.histograms(patches(8 * estimator.batch))
 
     def test_a_gpu_gets_large_batches_bound_to_it(self, toy_model, monkeypatch):
         """The path of a GPU, on the processor: the binding is the same for both."""
