@@ -199,6 +199,18 @@ def test_learned_method_follows_the_assigner(view, sift_detections, toy_model):
     assert_allclose(posed.size_px, estimates.size_px, rtol=1e-5)
 
 
+def test_a_learned_method_may_read_poses_several_times(view):
+    corners = detect(view, "gftt", 60, 12.0)
+    once, twice, usual = (
+        load_method(name, MethodSettings()).pose(view.image, corners).size_px
+        for name in ("polar@1passes", "polar@2passes", "polar")
+    )
+    assert_allclose(twice, usual)
+    assert np.abs(np.log2(once / twice)).mean() > 0.1
+    with pytest.raises(ValueError, match="passes: expected .* at least 1, got 0"):
+        load_method("polar@0passes", MethodSettings())
+
+
 def test_naive_poses_leave_the_other_fields_as_detected(view, toy_model):
     found = detect(view, "orb", 60, 12.0)
     settings = MethodSettings()

@@ -37,7 +37,8 @@ CONTROLS = (
 METHODS_HELP = (
     f"without a model of ours: {', '.join(CONTROLS)}",
     f"learned: {', '.join(BUNDLED_MODELS)}, or a path to an ONNX file; behind it :K for the K best "
-    "poses, @angle or @scale to write only that, @naive to leave octave and class_id as detected",
+    "poses, @angle or @scale to write only that, @naive to leave octave and class_id as detected, "
+    "@Npasses to read poses N times",
     "behind any of these: @describe for rectified patches",
     "your own: a path to a Python file with a function load_method(settings)",
 )
@@ -46,7 +47,8 @@ _PEERS = ("orinet", "affnet", "orinet+affnet")
 PEER_MAGNIFICATION = 12.0
 _ROUTES: dict[str | None, Route] = {"@naive": "naive", "@describe": "patches"}
 _LEARNED_SPEC = re.compile(
-    r"(?P<model>.+?)(:(?P<top_k>\d+))?(?P<how>@angle|@scale|@naive|@describe)?"
+    r"(?P<model>.+?)(:(?P<top_k>\d+))?"
+    r"(?P<how>@angle|@scale|@naive|@describe|@(?P<passes>\d+)passes)?"
 )
 
 
@@ -56,9 +58,10 @@ def load_method(spec: str, settings: MethodSettings) -> Method:
     Args:
         spec: One of :data:`CONTROLS`, or one of the bundled models or a path to an ONNX file,
             followed by ``:K`` for the K best poses and by ``@angle`` or ``@scale`` to write only
-            that, or ``@naive`` to leave all fields but these two as the detector wrote them. Any
-            may be followed by ``@describe`` instead, to describe rectified patches. Or a path to a
-            Python file that has a function ``load_method(settings)``.
+            that, or ``@naive`` to leave all fields but these two as the detector wrote them, or
+            ``@Npasses`` to read poses N times. Any may be followed by ``@describe`` instead, to
+            describe rectified patches. Or a path to a Python file that has a function
+            ``load_method(settings)``.
         settings: What the benchmark asks for.
 
     Raises:
@@ -154,7 +157,7 @@ def _load_learned(spec: str, settings: MethodSettings) -> Learned:
     if match and match["model"].removesuffix("@describe") in CONTROLS:
         raise ValueError(
             f"methods: expected {match['model']} as it is or with @describe behind it, got "
-            f"{spec!r}; only learned methods take :K, @angle, @scale and @naive"
+            f"{spec!r}; only learned methods take :K, @angle, @scale, @naive and @Npasses"
         )
     if match is None or not (match["model"] in BUNDLED_MODELS or match["model"].endswith(".onnx")):
         accepted = "\n".join(METHODS_HELP)
@@ -169,6 +172,7 @@ def _load_learned(spec: str, settings: MethodSettings) -> Learned:
         "assign_orientation": match["how"] != "@scale",
         "window_px": settings.window_px,
         "scale_prior_octaves": settings.scale_prior_octaves,
+        "passes": "auto" if match["passes"] is None else int(match["passes"]),
     }
     return Learned(
         PatchPoseAssigner(match["model"], **options), _ROUTES.get(match["how"], "fields")
