@@ -165,7 +165,9 @@ class TestExample:
     def test_it_is_short(self):
         assert len(self.script.read_text().splitlines()) < 30
 
-    @pytest.mark.parametrize("name", ["sift_drop_in.py", "demo_photographs.py"])
+    @pytest.mark.parametrize(
+        "name", ["sift_drop_in.py", "demo_photographs.py", "register_corners.py"]
+    )
     def test_its_usage_is_told(self, name):
         command = [sys.executable, self.script.with_name(name)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -178,6 +180,23 @@ class TestExample:
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert re.search(r"learned pose: +\d+ of \d+ matches are inliers", printed)
         assert cv2.imread(str(picture)) is not None
+
+    def test_corners_register_a_turned_photograph(self, photograph, tmp_path):
+        paths = [tmp_path / f"{name}.png" for name in ("first", "second", "laid")]
+        cv2.imwrite(str(paths[0]), photograph)
+        turned = cv2.warpAffine(
+            photograph, cv2.getRotationMatrix2D((256, 256), 70, 0.6), (512, 512)
+        )
+        cv2.imwrite(str(paths[1]), turned)
+        command = [sys.executable, self.script.with_name("register_corners.py"), *paths]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert re.fullmatch(r"\d+ of \d+ matches are inliers\n", printed)
+        middle = np.s_[150:350, 150:350]
+        difference = cv2.absdiff(cv2.imread(str(paths[2]))[middle], photograph[middle])
+        assert difference.mean() < 4
+        cv2.imwrite(str(paths[1]), np.zeros((90, 90, 3), np.uint8))
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, "0 matches are too few for a homography\n")
 
 
 class TestInfo:
