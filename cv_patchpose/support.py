@@ -33,7 +33,7 @@ class Support:
         size_px: (N,) sizes that scale 1 means, likewise.
         prior_sigma: (N,) octaves, how well `size_px` is known; inf: not at all.
         passes: (N,) how often a pose is read, each time but the first in the window of the size
-            that was found the time before.
+            that was found the time before, or in a wider one where nothing was to be seen.
     """
 
     window_px: NDArray[np.float64]

@@ -111,6 +111,16 @@ class TestPose:
         assert twice > 0.7 > 0.6 > once
         assert share_of_right_scales("auto") == twice
 
+    def test_a_point_in_a_plain_place_is_read_in_a_wider_window(self):
+        image = np.full((120, 120), 230, np.uint8)
+        cv2.circle(image, (64, 60), 32, 90, -1)  # beyond the first window, of 32 pixels
+        place = point(size=7.0, x=60, y=60)
+        (posed,) = PatchPoseAssigner().assign(image, [place])
+        (alone,) = PatchPoseAssigner(window_px=64).assign(image, [place])
+        assert posed.angle == pytest.approx(alone.angle, abs=1e-3)
+        assert posed.angle != -1
+        assert posed.size == pytest.approx(alone.size * 7 * 21 / 64, rel=1e-5)
+
     def test_a_larger_keypoint_has_a_smaller_factor(self, assigner):
         sizes = [SIZE, SIZE * 2, SIZE * 0.7]
         posed = assigner.assign(disc(), [point(size) for size in sizes])
