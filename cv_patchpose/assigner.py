@@ -68,7 +68,7 @@ class PatchPoseAssigner:
         passes: How often a pose is read; each time but the first in the window of the size that was
             found the time before, about which a prior then holds, or in one an octave wider where
             nothing was to be seen. "auto": twice for points of one size whose size is to be
-            written, unless a window or a magnification is given, and once for all others.
+            written, unless a window, a magnification or a prior is given, and once for all others.
 
     Raises:
         ModelError: The model is missing, foreign or broken.
