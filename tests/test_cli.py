@@ -166,9 +166,10 @@ class TestExample:
         assert len(self.script.read_text().splitlines()) < 30
 
     @pytest.mark.parametrize("name", ["sift_drop_in.py", "demo_photographs.py"])
-    def test_its_usage_is_told(self, name):
-        command = [sys.executable, self.script.with_name(name)]
-        done = subprocess.run(command, capture_output=True, text=True)
+    @pytest.mark.parametrize("arguments", [[], ["--help"]])
+    def test_its_usage_is_told(self, name, arguments, tmp_path):
+        command = [sys.executable, self.script.with_name(name), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert f"Usage: python examples/{name} F" in done.stderr
 
