@@ -58,6 +58,11 @@ class TestHelp:
         assert caught.value.code == 0
         assert f"cv-patchpose {verb}" in capsys.readouterr().out
 
+    def test_detector_and_descriptor_are_told_with_their_defaults(self, capsys):
+        with pytest.raises(SystemExit):
+            run("assign", "--help")
+        assert capsys.readouterr().out.count("(sift)") == 2
+
     def test_training_needs_torch_only_to_train(self, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)
         with pytest.raises(SystemExit) as caught:
