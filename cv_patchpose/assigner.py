@@ -31,6 +31,7 @@ from cv_patchpose.pyramid import check_unit_range
 from cv_patchpose.support import Support, choose_support
 
 _BLANK_SPREAD = 1e-4  # far below one step of 8 bits, also in patches of unit variance
+_WIDER = 2.0  # a window that shows nothing may end before what is around
 _CHUNK = 512  # keypoints whose patches and histograms are in memory at once, or a GPU's batch
 
 
@@ -65,9 +66,9 @@ class PatchPoseAssigner:
             and blobs, none for points of one size (FAST, GFTT, clicks) and with window_px; see
             `support.choose_support`.
         passes: How often a pose is read; each time but the first in the window of the size that was
-            found the time before, about which a prior then holds. "auto": twice for points of one
-            size whose size is to be written, unless a window or a magnification is given, and once
-            for all others.
+            found the time before, about which a prior then holds, or in one an octave wider where
+            nothing was to be seen. "auto": twice for points of one size whose size is to be
+            written, unless a window, a magnification or a prior is given, and once for all others.
 
     Raises:
         ModelError: The model is missing, foreign or broken.
@@ -287,11 +288,12 @@ class PatchPoseAssigner:
         prior_sigma = support.prior_sigma[chunk]
         for done in range(1, passes.max(initial=1)):
             again = passes > done
-            before, _ = self._read_poses(
+            before, flat = self._read_poses(
                 pyramid, xy_px[again], window_px[again], prior_sigma[again], top_k=1
             )
-            window_px[again] *= before.scale
-            size_px[again] *= before.scale
+            change = np.where(flat, _WIDER, before.scale)
+            window_px[again] *= change
+            size_px[again] *= change
         poses, flat = self._read_poses(
             pyramid, xy_px, window_px, prior_sigma, top_k=self._options.top_k
         )

@@ -98,7 +98,9 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help=f".npz or .csv with columns {columns}"
     )
-    parser.add_argument("--detector", choices=DETECTORS, default="sift")
+    parser.add_argument(
+        "--detector", choices=DETECTORS, default="sift", help="what finds the keypoints (sift)"
+    )
     parser.add_argument(
         "--descriptor", choices=DESCRIPTORS, default="sift", help="what reads the fields (sift)"
     )

@@ -31,7 +31,8 @@ class ModelMetadata:
             grids only.
         takes_prior: The model reads what is known of the scale from a second input, "log_prior".
         magnification: Diameter of the support window in units of the keypoint's size.
-        point_window_px: Diameter of the support window of points that have no scale of their own.
+        point_window_px: Diameter of the support window, at scale 1, of points that have no scale
+            of their own.
         scale_offset_octaves: Calibration, added to log2 of every measured scale.
         scale_prior_octaves: Standard deviation of the Gaussian prior on log2(scale) for keypoints
             whose detector measured their scale; None: no prior.

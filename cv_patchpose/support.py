@@ -33,7 +33,7 @@ class Support:
         size_px: (N,) sizes that scale 1 means, likewise.
         prior_sigma: (N,) octaves, how well `size_px` is known; inf: not at all.
         passes: (N,) how often a pose is read, each time but the first in the window of the size
-            that was found the time before.
+            that was found the time before, or in a wider one where nothing was to be seen.
     """
 
     window_px: NDArray[np.float64]
@@ -54,8 +54,8 @@ def choose_support(
     - Keypoints whose scale was measured (SIFT, ORB, AKAZE...): the window is the magnification
       times their size, the prior the model's, or that of the detector's traits.
     - Regions and blobs (MSER, SimpleBlob, Star...): the same window, with a wide prior.
-    - Points (FAST, GFTT, clicks): one window, no prior. Where their size is to be written, it is
-      looked for in two passes, the first of them an octave below their scale 1.
+    - Points (FAST, GFTT, clicks): one window, no prior. Where their size is to be written and no
+      prior is asked for, it is looked for in two passes, the first an octave below their scale 1.
 
     Where the detector is not given, keypoints with an octave or an angle count as measured, others
     of different sizes as regions, others of one size as points; and ORB's and AKAZE's at their

@@ -111,6 +111,16 @@ class TestPose:
         assert twice > 0.7 > 0.6 > once
         assert share_of_right_scales("auto") == twice
 
+    def test_a_point_in_a_plain_place_is_read_in_a_wider_window(self):
+        image = np.full((120, 120), 230, np.uint8)
+        cv2.circle(image, (64, 60), 32, 90, -1)  # beyond the first window, of 32 pixels
+        place = point(size=7.0, x=60, y=60)
+        (posed,) = PatchPoseAssigner().assign(image, [place])
+        (alone,) = PatchPoseAssigner(window_px=64).assign(image, [place])
+        assert posed.angle == pytest.approx(alone.angle, abs=1e-3)
+        assert posed.angle != -1
+        assert posed.size == pytest.approx(alone.size * 7 * 21 / 64, rel=1e-5)
+
     def test_a_larger_keypoint_has_a_smaller_factor(self, assigner):
         sizes = [SIZE, SIZE * 2, SIZE * 0.7]
         posed = assigner.assign(disc(), [point(size) for size in sizes])
@@ -285,6 +295,10 @@ class TestScalePrior:
         for keypoint in (point(), point(angle=200.0)):
             assert self.octaves(narrow, keypoint) == pytest.approx(0, abs=1e-3)
 
+    def test_it_holds_in_every_pass(self, toy_model):
+        narrow = PatchPoseAssigner(toy_model, scale_prior_octaves=1e-3, passes=3)
+        assert self.octaves(narrow, point()) == pytest.approx(0, abs=0.01)
+
     @pytest.mark.parametrize("none", [None, np.inf])
     def test_none_frees_all(self, toy_model, none):
         free = PatchPoseAssigner(toy_model, scale_prior_octaves=none)
@@ -348,6 +362,17 @@ class TestKeypoints:
         assert [k.class_id for k in posed] == list(range(2500))
         (last,) = assigner.assign(photograph, given[-1:])
         np.testing.assert_allclose(fields(last)[:4], fields(posed[-1])[:4], rtol=1e-4)
+
+    def test_points_and_measured_keypoints_together_are_posed_as_apart(self, photograph):
+        points = create_detector("gftt", 400).detect(photograph)
+        measured = cv2.SIFT.create(nfeatures=400).detect(photograph, None)
+        assigner = PatchPoseAssigner(top_k=2, scale_prior_octaves=None)
+        together = assigner.estimate(photograph, [*points, *measured])  # more than a chunk
+        are_points = together.keypoint_index < len(points)
+        for mine, given in ((are_points, points), (~are_points, measured)):
+            alone = assigner.estimate(photograph, given)
+            np.testing.assert_allclose(together.scale[mine], alone.scale, rtol=1e-4)
+            np.testing.assert_allclose(together.score[mine], alone.score, rtol=1e-3)
 
     def test_a_flat_histogram_keeps_the_pose(self, flat_model):
         flat = PatchPoseAssigner(flat_model, top_k=3)

@@ -58,6 +58,11 @@ class TestHelp:
         assert caught.value.code == 0
         assert f"cv-patchpose {verb}" in capsys.readouterr().out
 
+    def test_detector_and_descriptor_are_told_with_their_defaults(self, capsys):
+        with pytest.raises(SystemExit):
+            run("assign", "--help")
+        assert capsys.readouterr().out.count("(sift)") == 2
+
     def test_training_needs_torch_only_to_train(self, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)
         with pytest.raises(SystemExit) as caught:
@@ -168,9 +173,10 @@ class TestExample:
     @pytest.mark.parametrize(
         "name", ["sift_drop_in.py", "demo_photographs.py", "register_corners.py"]
     )
-    def test_its_usage_is_told(self, name):
-        command = [sys.executable, self.script.with_name(name)]
-        done = subprocess.run(command, capture_output=True, text=True)
+    @pytest.mark.parametrize("arguments", [[], ["--help"]])
+    def test_its_usage_is_told(self, name, arguments, tmp_path):
+        command = [sys.executable, self.script.with_name(name), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert f"Usage: python examples/{name} F" in done.stderr
 

@@ -102,6 +102,7 @@ def test_points_and_measured_keypoints_may_come_together():
         ({"assign_scale": False}, [1]),
         ({"window_px": 64.0}, [1]),
         ({"magnification": 8.0}, [1]),
+        ({"scale_prior_octaves": 0.5}, [1]),
         ({"passes": 1}, [1]),
         ({"passes": 3, "window_px": 64.0}, [3]),
     ],
