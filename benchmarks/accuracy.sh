@@ -18,11 +18,11 @@ measure() { # output benchmark folder option...
 rows=detector,detector-all,upright,polar,polar:2,polar-large
 measure matching homography-matching "$pairs" --methods $rows
 measure matching-turned homography-matching "$pairs" --methods $rows --rotate 60
-corners=(--methods upright,polar,polar@angle,polar-large --detector harris --min-zoom-change 1.3333)
+corners=(--methods upright,polar@angle,polar@1passes,polar,polar:2,polar-large --detector harris --min-zoom-change 1.3333)
 measure corners homography-matching "$pairs" "${corners[@]}"
 measure corners-turned homography-matching "$pairs" "${corners[@]}" --rotate 60
-measure pose-fixed homography-pose "$pairs" --methods identity,detector,orinet,polar,polar-large
+measure pose-fixed homography-pose "$pairs" --methods identity,detector,orinet,polar,polar@2passes,polar-large
 measure pose-repeated homography-pose "$pairs" --points repeated --rotate 60 \
     --methods identity,detector,gradient-histogram,orinet,polar,polar-large
 measure clean patchpose "$held_out" --images 100 \
-    --methods identity,gradient-histogram,orinet,polar,polar-large
+    --methods identity,gradient-histogram,orinet,polar,polar@2passes,polar-large
