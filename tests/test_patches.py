@@ -128,6 +128,14 @@ def test_kernel_is_reference_far_outside_the_image():
 
 
 @needs_kernel
+def test_kernel_is_reference_in_windows_beyond_single_precision():
+    arguments = (np.full((2, 2), 30.25), np.array([1e39, 1e300]), np.zeros(2))
+    pyramid = build_pyramid(noise())
+    expected = sample_polar_reference(pyramid, *arguments, POLAR)
+    assert_allclose(sample_polar(pyramid, *arguments, POLAR), expected, atol=KERNEL_TOLERANCE)
+
+
+@needs_kernel
 @settings(deadline=None, max_examples=60)
 @given(
     x=st.floats(-200, 300),
@@ -249,6 +257,9 @@ for dtype in ("uint8", "uint16", "float32"):
         if not pyramid.color:
             for grid in (PolarGrid(rows=9), PolarGrid(5, 9, 1, 0)):  # rings far apart too
                 sample_polar(pyramid, xy, window, angle, grid)
+            # Infinite in single precision, and yet with rings that lie in the image.
+            window = np.geomspace(1e30, 1e300, 1500)
+            sample_polar(pyramid, xy, window, angle, PolarGrid(1100, 9, 1, 0))
 """
 
 
