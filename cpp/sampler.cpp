@@ -34,8 +34,9 @@ struct Axis {
     start = float(middle);
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = below(float(size - 1 - origin));
-    // Single precision may put a sample a little farther out than it lies.
-    const double slack = 1e-6 * (std::abs(middle) + reach);
+    // Single precision may put a sample a little farther out than it lies; close to 0 by more than
+    // its share.
+    const double slack = 1e-6 * (std::abs(middle) + reach + 1.0);
     const double farthest = middle + reach + slack;
     reaches_end = !(std::max(farthest, 0.0) + 4.0 < double(size - origin));
     inside = middle - reach > slack && !reaches_end;
