@@ -65,6 +65,14 @@ def distant(count, seed=1):
     return np.column_stack([-offset, -offset]), 2 * (offset + reach), np.zeros(count)
 
 
+def touching(count, seed=1):
+    """Centres whose outermost rings almost touch the border."""
+    random = np.random.default_rng(seed)
+    radius = 10.0 ** random.uniform(-1, 1.5, count)
+    xy = radius[:, None] * random.uniform(1, 1 + 3e-7, (count, 2))
+    return xy, 2 * radius, random.integers(0, 72, count) * 5.0
+
+
 def specks(count, seed=1):
     """Centres so near pixel (0, 0), in windows so small, that single precision loses digits."""
     random = np.random.default_rng(seed)
@@ -219,6 +227,7 @@ def test_every_instruction_set_samples_the_same_bits(dtype, grid, monkeypatch):
                 sample_polar(grey, *arguments, grid, standardize=True, num_threads=3),
                 *(sample_square(pyramid, *arguments, SquareGrid(19)) for pyramid in (grey, color)),
                 sample_polar(base, *distant(200), grid),
+                sample_polar(base, *touching(200), grid),
                 sample_polar(base, *specks(200), grid),
             ]
         )
