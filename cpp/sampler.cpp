@@ -18,6 +18,9 @@ constexpr double kRadiansPerDegree = 3.14159265358979323846 / 180.0;
 constexpr double kVarianceFloor = (2.0 / 255.0) * (2.0 / 255.0);
 // A thread costs more than it saves below this many keypoints.
 constexpr std::int64_t kMinKeypointsPerThread = 32;
+// Beyond what single precision holds, 0 times a window is not 0 and a sample lies anywhere. Windows
+// above this one look the same: all but their middle is far outside the image.
+constexpr double kMostUnit = 1e30;
 // So that a place in a patch, and a few vectors more, can be counted in an int.
 constexpr std::int64_t kMostValues = 1 << 30;
 
@@ -31,8 +34,9 @@ struct Axis {
     start = float(middle);
     // Just below the last pixel, so that a sample's right neighbour exists.
     last = below(float(size - 1 - origin));
-    // Single precision may put a sample a little farther out than it lies.
-    const double slack = 1e-6 * (std::abs(middle) + reach);
+    // Single precision may put a sample a little farther out than it lies; close to 0 by more than
+    // its share.
+    const double slack = 1e-6 * (std::abs(middle) + reach + 1.0);
     const double farthest = middle + reach + slack;
     reaches_end = !(std::max(farthest, 0.0) + 4.0 < double(size - origin));
     inside = middle - reach > slack && !reaches_end;
@@ -91,6 +95,7 @@ class LevelReader {
     const LevelView& level = pyramid_.levels[index];
     const double scale = scale_[index];
     const double right = scale * turn[0], down = scale * turn[1];
+    const double unit = std::min(unit_px, kMostUnit);
     const Axis x(xy[0] * scale, scale * reach_px, level.width);
     const Axis y(xy[1] * scale, scale * reach_px, level.height);
     const char* const data = static_cast<const char*>(level.data);
@@ -99,8 +104,8 @@ class LevelReader {
         level.row_stride,
         x.start,
         y.start,
-        float(unit_px * right),
-        float(unit_px * down),
+        float(unit * right),
+        float(unit * down),
         x.last,
         y.last,
         positions.u.data() + first,

@@ -65,6 +65,21 @@ def distant(count, seed=1):
     return np.column_stack([-offset, -offset]), 2 * (offset + reach), np.zeros(count)
 
 
+def touching(count, seed=1):
+    """Centres whose outermost rings almost touch the border."""
+    random = np.random.default_rng(seed)
+    radius = 10.0 ** random.uniform(-1, 1.5, count)
+    xy = radius[:, None] * random.uniform(1, 1 + 3e-7, (count, 2))
+    return xy, 2 * radius, random.integers(0, 72, count) * 5.0
+
+
+def specks(count, seed=1):
+    """Centres so near pixel (0, 0), in windows so small, that single precision loses digits."""
+    random = np.random.default_rng(seed)
+    xy = np.repeat(10.0 ** random.uniform(-46, -42, (count, 1)), 2, axis=1)
+    return xy, xy[:, 0] * random.uniform(1, 2, count), random.uniform(0, 360, count)
+
+
 def assert_kernel_is_reference(pyramid, arguments, polar=POLAR, square=SQUARE, **options):
     tolerance = KERNEL_TOLERANCE + WINDOW_TOLERANCE * max(arguments[1], default=0.0)
     if not pyramid.color:
@@ -128,6 +143,14 @@ def test_kernel_is_reference_far_outside_the_image():
 
 
 @needs_kernel
+def test_kernel_is_reference_in_windows_beyond_single_precision():
+    arguments = (np.full((2, 2), 30.25), np.array([1e39, 1e300]), np.zeros(2))
+    pyramid = build_pyramid(noise())
+    expected = sample_polar_reference(pyramid, *arguments, POLAR)
+    assert_allclose(sample_polar(pyramid, *arguments, POLAR), expected, atol=KERNEL_TOLERANCE)
+
+
+@needs_kernel
 @settings(deadline=None, max_examples=60)
 @given(
     x=st.floats(-200, 300),
@@ -188,7 +211,9 @@ def test_patches_do_not_depend_on_threads_or_neighbours():
 )
 def test_every_instruction_set_samples_the_same_bits(dtype, grid, monkeypatch):
     arguments = keypoints(200)
-    grey = build_pyramid(noise(dtype=dtype))
+    image = noise(dtype=dtype)
+    image[0, 0] = 0  # beside anything else, a difference as small as specks are is rounded off
+    grey = build_pyramid(image)
     base = ImagePyramid(grey.levels[:1], color=False)
     color = build_pyramid(noise(dtype=dtype, channels=3), color=True)
     names = patches._core.simd_names()
@@ -202,6 +227,8 @@ def test_every_instruction_set_samples_the_same_bits(dtype, grid, monkeypatch):
                 sample_polar(grey, *arguments, grid, standardize=True, num_threads=3),
                 *(sample_square(pyramid, *arguments, SquareGrid(19)) for pyramid in (grey, color)),
                 sample_polar(base, *distant(200), grid),
+                sample_polar(base, *touching(200), grid),
+                sample_polar(base, *specks(200), grid),
             ]
         )
     for result in results[1:]:
@@ -249,6 +276,9 @@ for dtype in ("uint8", "uint16", "float32"):
         if not pyramid.color:
             for grid in (PolarGrid(rows=9), PolarGrid(5, 9, 1, 0)):  # rings far apart too
                 sample_polar(pyramid, xy, window, angle, grid)
+            # Infinite in single precision, and yet with rings that lie in the image.
+            window = np.geomspace(1e30, 1e300, 1500)
+            sample_polar(pyramid, xy, window, angle, PolarGrid(1100, 9, 1, 0))
 """
 
 
