@@ -14,6 +14,7 @@ from cv_patchpose.detectors import detect
 from cv_patchpose.evaluation.report import describe_environment
 
 SIZE = (850, 680)  # pixels, width and height
+POINT_SIZE = 12.0  # of points without a scale
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
     # One keypoint per point: assign leaves the further orientations of a point out.
     places = {(k.pt, k.size): k for k in detect(image, "sift", 1_000_000)}
     keypoints = list(places.values())[: options.keypoints]
+    points = [cv2.KeyPoint(*k.pt, POINT_SIZE) for k in keypoints]
     one = PatchPoseAssigner(options.model)
     two = PatchPoseAssigner(options.model, top_k=2)
     calls = {
@@ -39,6 +41,7 @@ def main() -> None:
         "cv2.SIFT.detectAndCompute": lambda: sift.detectAndCompute(image, None),
         "assign": lambda: one.assign(image, keypoints),
         "assign, top_k=2": lambda: two.assign(image, keypoints),
+        "assign, points of one size": lambda: one.assign(image, points),
     }
     report = {
         "benchmark": "assign",
