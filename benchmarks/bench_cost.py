@@ -33,7 +33,7 @@ def measure(images, counts, threads: int, repeats: int) -> list[dict]:
     """Time all groups with a fixed number of threads."""
     cv2.setNumThreads(threads)
     torch.set_num_threads(threads)
-    times = time_interleaved(network_calls(threads), repeats, 1)
+    times = time_interleaved(network_calls(threads), repeats)
     rows = [{"group": "network", "threads": threads, "times": times}]
     for name in images:
         for count in counts:
@@ -45,7 +45,7 @@ def measure(images, counts, threads: int, repeats: int) -> list[dict]:
             }
             for group, calls in groups.items():
                 row = {"group": group, "threads": threads, "image": name, "keypoints": count}
-                rows.append({**row, "times": time_interleaved(calls, repeats, 1)})
+                rows.append({**row, "times": time_interleaved(calls, repeats)})
     return rows
 
 

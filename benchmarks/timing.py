@@ -10,25 +10,24 @@ import numpy as np
 
 from cv_patchpose import patches
 
-WARM_UP_CALLS = 2
-
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up_calls: int = WARM_UP_CALLS
+    calls: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, dict[str, float]]:
     """Time calls in turn, so that a machine that drifts is as slow for one as for the other.
+
+    Each is timed right behind an untimed call of its own: what it finds in the caches, and which
+    threads are still busy, is its own doing and not that of the call before it.
 
     Returns:
         By name: median_ms, iqr_ms, and ratio_to_first, the median over the turns of the time over
         that of the first call in the same turn; cpu_ms, the median of what all threads of the
         process worked, which other processes on the machine disturb less.
     """
-    for call in calls.values():
-        for _ in range(warm_up_calls):
-            call()
     times, work = np.empty((2, repeats, len(calls)))
     for turn in range(repeats):
         for number, call in enumerate(calls.values()):
+            call()
             start, start_work = time.perf_counter(), time.process_time()
             call()
             work[turn, number] = 1e3 * (time.process_time() - start_work)
