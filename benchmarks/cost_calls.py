@@ -27,8 +27,7 @@ Calls = dict[str, Callable[[], object]]
 
 SIZES_PX = (4.0, 24.0)  # of keypoints; the windows are 6 times as wide
 MAGNIFICATION = 6.0
-NETWORK_PATCHES = 256
-CHUNK = 512  # as in assign
+CHUNK = 512  # patches at a time, as in assign
 REMAP_ROWS = 32000  # OpenCV's maps must have fewer rows than 32768
 POLAR, SQUARE = PoseEstimator().metadata.grid, SquareGrid()  # the default model's
 POLAR_NAME = f"polar {POLAR.rows} x {POLAR.columns}"
@@ -132,7 +131,10 @@ def stage_calls(scene: Scene) -> Calls:
     sample = sample_polar if isinstance(metadata.grid, PolarGrid) else sample_square
     options = {"standardize": True} if metadata.standardize else {}
     histograms = assigner.histograms(scene.image, scene.keypoints)
-    patches = sample(pyramid, *(v[:NETWORK_PATCHES] for v in where), metadata.grid, **options)
+    parts = [
+        sample(pyramid, *(v[first : first + CHUNK] for v in where), metadata.grid, **options)
+        for first in range(0, len(arrays), CHUNK)
+    ]
     sift = cv2.SIFT.create()
     return {
         "cv2.SIFT.detect": lambda: sift.detect(scene.image),
@@ -142,16 +144,16 @@ def stage_calls(scene: Scene) -> Calls:
         "pyramid": lambda: build_pyramid(scene.image, color=metadata.color),
         "KeyPoints in": lambda: arrays_from_keypoints(scene.keypoints),
         "sampling": lambda: in_chunks(sample, pyramid, where, metadata.grid, **options),
-        f"network, {len(patches)} patches": lambda: estimator.histograms(patches),
+        "network": lambda: [estimator.histograms(part) for part in parts],
         "modes": lambda: find_modes(histograms, metadata.bins, scale_prior_sigma=0.2),
         "KeyPoints out": lambda: keypoints_from_arrays(arrays),
     }
 
 
 def network_calls(threads: int) -> Calls:
-    """Networks on NETWORK_PATCHES patches each; random weights take as long as trained ones."""
+    """Networks on CHUNK patches each; random weights take as long as trained ones."""
     assigner = PatchPoseAssigner(num_threads=threads)
-    shape = (NETWORK_PATCHES, *assigner.estimator.metadata.patch_shape)
+    shape = (CHUNK, *assigner.estimator.metadata.patch_shape)
     ours = np.random.default_rng(0).standard_normal(shape, np.float32)
     calls: Calls = {"ours, ONNX Runtime": lambda: assigner.estimator.histograms(ours)}
     peers = {
@@ -162,7 +164,7 @@ def network_calls(threads: int) -> Calls:
     for name, (network, channels) in peers.items():
         network.eval()
         plain = network.features if name == "AffNet" else network
-        patches = torch.rand(NETWORK_PATCHES, channels, SQUARE.size, SQUARE.size)
+        patches = torch.rand(CHUNK, channels, SQUARE.size, SQUARE.size)
         session = _open_in_runtime(plain, patches, threads)
         calls[f"{name}, torch"] = _torch_call(plain, patches)
         calls[f"{name}, ONNX Runtime"] = _runtime_call(session, patches.numpy())

@@ -13,7 +13,7 @@ BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 TITLES = {
     "sampling": "Sampling",
     "stages": "`assign`, its stages and SIFT",
-    "network": "Networks, 256 patches",
+    "network": "Networks, 512 patches",
 }
 
 
