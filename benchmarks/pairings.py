@@ -40,14 +40,15 @@ the others; SIFT as RootSIFT). Each cell: correct matches (distinct, within 3 px
 
 | method | pose | how the descriptor learns of it |
 |---|---|---|
-| detector | the detector's; its angle by SIFT's rule where it measures none | the detector's own \
+| detector | the detector's; the angle by SIFT's rule where it measures none | the detector's own \
 fields where both are halves of one method, otherwise fields written by our rules |
 | detector@describe | the same | rectified patches, `cv_patchpose.describe` |
 | {model}@naive | ours | size and angle are new, octave and class_id as the detector left them |
 | {model} | ours | fields written for the descriptor, `assign(..., descriptor=...)` |
 | {model}@describe | ours | rectified patches |
 
-Levels of ORB, AKAZE and BRISK are kept, and brought to SIFT's measure for other descriptors.
+Scale levels of ORB, AKAZE and BRISK keypoints are kept, and brought to SIFT's measure for other
+descriptors.
 """
 
 

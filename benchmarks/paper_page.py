@@ -67,9 +67,9 @@ alignment.
 **The budget is not the paper's**: {budget}, where the
 paper goes up to 250 times through 3.9 million pairs. Rows trained here by one budget compare with
 each other; the distance of the ResNet-18 rows to the paper's figures is also that of the budgets.
-`polar` is the network that ships, see [its card](../models/polar.md), before it counted in eight
-bits; `polar-large` the two-dimensional network that had this name until commit 7f8f63f. Measured
-between that commit and the one named at the end.
+`polar` is the network that ships, see [its card](../models/polar.md), in float32; `polar-large` is
+not the one that ships, but the two-dimensional network of that name in commit 7f8f63f, its teacher.
+Measured between that commit and the one named at the end.
 
 Percent of pairs within 5 and 10 degrees, and within 1/6 and 1/3 octave. Peaks are read between
 bins unless "fullest bin" is said. The models are exported with weights of eight bits.
@@ -243,8 +243,8 @@ def _unlearned(runs: dict[str, Any]) -> str:
         "36 orientations is 2 ln 36 = 7.17 nats: at T = 20 the first logits hardly differ and the "
         "gradient nearly vanishes; of scale, the paper's loss counts the shared bins only and is "
         "least when all is put in a bin outside them. Figures of these rows are those of no "
-        "answer. (These runs still had a warm-up of 2 % and, on the GPU, bfloat16; the recipe has "
-        "neither any more.)"
+        "answer. (These runs had a warm-up of 2 % and, on the GPU, bfloat16, which the recipe has "
+        "not.)"
     )
 
 

@@ -185,15 +185,17 @@ def format_table(rows: Sequence[dict], columns: dict[str, tuple[str, str]]) -> l
 def losses(rows: Sequence[dict], columns: dict[str, tuple[str, str]]) -> str:
     """Say where the best of ours is behind the best of the others."""
     told = []
-    for name in [n for n in columns if n in ("mma_3", "correct_matches", "maa_10")]:
-        title, form = columns[name]
+    judged = {"mma_3": "MMA@3", "correct_matches": "correct matches", "maa_10": "mAA(10)"}
+    judged = {name: title for name, title in judged.items() if name in columns}
+    for name, title in judged.items():
+        form = columns[name][1]
         ours = max((row for row in rows if row["method"] in OURS), key=lambda row: row[name])
         ahead = [row for row in rows if row["method"] not in OURS and row[name] > ours[name]]
         if ahead:
             others = ", ".join(f"{row['method']} {row[name]:{form}}" for row in ahead)
             told.append(f"{title} {ours[name]:{form}} ({ours['method']}) against {others}")
     if not told:
-        return "The best of ours is ahead of all others in MMA@3 and correct matches, or mAA(10).\n"
+        return f"The best of ours is ahead of all others in {' and '.join(judged.values())}.\n"
     return f"Ours is behind: {'; '.join(told)}.\n"
 
 
@@ -228,10 +230,13 @@ def format_page(measured: dict[tuple[int, bool], dict], seconds: dict[str, float
         "`detector` is the detector's own pose with one orientation, `detector-all` all of them; "
         "`upright` and `affnet` know that the photographs are upright, the latter adds AffNet's "
         "affine shape, which patch descriptors (HardTFeat) see and SIFT does not; `polar` "
-        "is ours, `polar:2` with up to two poses, `resnet18` the paper's network. Bold is the best "
-        "of a column. In two views each method's mAA(10) is compared with that of `polar` pair by "
-        "pair: where the difference is not well above its standard error, other pairs might turn "
-        "it round.\n",
+        "is ours, `polar:2` with up to two poses, `polar@angle` with the detector's size, "
+        "`resnet18` the paper's network, trained here. Bold is the best of a column. MMA@t and "
+        "correct: as in the [README](../README.md#measured). mAA(t): the share of pairs whose pose "
+        "is right within 1, 2, ... t degrees, mean of these; easy, medium and hard by the angle "
+        "between the optical axes (from 15, from 30 degrees). In two views each method's mAA(10) "
+        "is compared with that of `polar` pair by pair: where the difference is not well above its "
+        "standard error, other pairs might turn it round.\n",
         *format_summary(measured),
         *format_tables(measured),
         f"{environment['cpu']}; OpenCV {environment['opencv']}, kornia "

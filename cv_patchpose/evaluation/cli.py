@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--rotate", type=float, default=absent, metavar="DEG", help="turn image 2 clockwise")
     options("--zoom", type=float, default=absent, metavar="F", help="zoom image 2")
     options("--random-turn", action="store_true", default=absent,
-            help="turn image 2 by an angle drawn for each pair")  # fmt: skip
+            help="turn image 2 by an angle drawn for each image")  # fmt: skip
     options("--scale-prior", type=_scale_prior, default=absent, metavar="OCTAVES",
             help="deviation of the prior on scale, none, or auto (default)")  # fmt: skip
     options("--split", default=absent, help=f"of a dataset: {', '.join(SPLITS)} (test)")

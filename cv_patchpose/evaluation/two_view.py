@@ -47,7 +47,7 @@ class TwoViewProtocol(PipelineOptions):
     Attributes:
         rotate: Degrees clockwise by which image 2 is turned, its camera with it.
         zoom: Factor by which image 2 is zoomed.
-        random_turn: Turn image 2 by a further angle, drawn for each pair.
+        random_turn: Turn image 2 by a further angle, drawn for each image.
         seed: Of the angles drawn.
     """
 
