@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def format_all(report: dict) -> str:
 
 def main() -> None:
     """Replace what stands between the marks."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]

@@ -171,7 +171,8 @@ class TestExample:
         assert len(self.script.read_text().splitlines()) < 30
 
     @pytest.mark.parametrize(
-        "name", ["sift_drop_in.py", "demo_photographs.py", "register_corners.py"]
+        "name",
+        ["sift_drop_in.py", "demo_photographs.py", "register_corners.py", "colmap_features.py"],
     )
     @pytest.mark.parametrize("arguments", [[], ["--help"]])
     def test_its_usage_is_told(self, name, arguments, tmp_path):
@@ -203,6 +204,31 @@ class TestExample:
         cv2.imwrite(str(paths[1]), np.zeros((90, 90, 3), np.uint8))
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (1, "0 matches are too few for a homography\n")
+
+    def test_features_for_colmap_are_those_of_the_photographs(self, photograph, tmp_path):
+        photographs, features = tmp_path / "photographs", tmp_path / "a" / "features"
+        photographs.mkdir()
+        cv2.imwrite(str(photographs / "one.png"), photograph)
+        cv2.imwrite(str(photographs / "blank.png"), np.zeros((90, 90), np.uint8))
+        (photographs / "notes.txt").write_text("no photograph")
+        command = [sys.executable, self.script.with_name("colmap_features.py")]
+        done = subprocess.run(
+            [*command, photographs, features], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("blank.png: 0 features\none.png: ")
+        assert {path.name for path in features.iterdir()} == {"one.png.txt", "blank.png.txt"}
+        assert (features / "blank.png.txt").read_text() == "0 128\n"
+        lines = (features / "one.png.txt").read_text().splitlines()
+        rows = np.array([line.split(" ") for line in lines[1:]], float)
+        assert lines[0] == f"{len(rows)} 128"
+        assert rows.shape[1] == 4 + 128
+        sift = cv2.SIFT.create(nfeatures=8000)
+        expected = PatchPoseAssigner(top_k=2).assign(photograph, sift.detect(photograph))
+        np.testing.assert_allclose(rows[:, 0], [k.pt[0] + 0.5 for k in expected], atol=1e-3)
+        np.testing.assert_allclose(rows[:, 2], [k.size / 2 for k in expected], atol=1e-3)
+        turned = np.radians([k.angle for k in expected])
+        np.testing.assert_allclose(rows[:, 3], turned, atol=1e-3)
+        np.testing.assert_allclose(np.linalg.norm(rows[:, 4:], axis=1), 512, rtol=0.05)
 
 
 class TestInfo:
