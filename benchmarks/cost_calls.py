@@ -27,7 +27,7 @@ Calls = dict[str, Callable[[], object]]
 
 SIZES_PX = (4.0, 24.0)  # of keypoints; the windows are 6 times as wide
 MAGNIFICATION = 6.0
-CHUNK = 512  # patches at a time, as in assign
+CHUNK = 1024  # patches at a time, as in assign
 REMAP_ROWS = 32000  # OpenCV's maps must have fewer rows than 32768
 POLAR, SQUARE = PoseEstimator().metadata.grid, SquareGrid()  # the default model's
 POLAR_NAME = f"polar {POLAR.rows} x {POLAR.columns}"

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 TITLES = {
     "sampling": "Sampling",
     "stages": "`assign`, its stages and SIFT",
-    "network": "Networks, 512 patches",
+    "network": "Networks, 1,024 patches",
 }
 
 

@@ -32,7 +32,7 @@ from cv_patchpose.support import Support, choose_support
 
 _BLANK_SPREAD = 1e-4  # far below one step of 8 bits, also in patches of unit variance
 _WIDER = 2.0  # a window that shows nothing may end before what is around
-_CHUNK = 512  # keypoints whose patches and histograms are in memory at once, or a GPU's batch
+_CHUNK = 1024  # keypoints whose patches and histograms are in memory at once, or a GPU's batch
 
 
 class PatchPoseAssigner:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 _SMALLEST_PROBABILITY = 1e-12
 _FLATNESS = 1e-4  # a histogram whose spread is below this share of its mean says nothing
 _POSTERIOR_STEPS_PER_BIN = 8
+# A larger product BLAS would share among threads, which go on spinning beside those of the sampler
+# and of ONNX Runtime: half as long again for the whole of assign.
+_BLAS_ROWS = 128
 _NARROWEST_SIGMA = 1e-6
 NO_ANGLE_DEG = -1.0
 
@@ -274,13 +277,17 @@ def _posterior_scales(
     The log-probabilities are interpolated linearly, because the prior may be narrower than a bin.
     """
     grid, weights = _posterior_grid(bins, offset_octaves)
-    log_posterior = np.log(np.maximum(probability, _SMALLEST_PROBABILITY)) @ weights
+    log_probability = np.log(np.maximum(probability, _SMALLEST_PROBABILITY))
+    log_posterior = np.empty((len(probability), len(grid)), np.float32)
+    for first in range(0, len(probability), _BLAS_ROWS):
+        rows = slice(first, first + _BLAS_ROWS)
+        np.matmul(log_probability[rows], weights, out=log_posterior[rows])
     narrowness = (1 / np.maximum(sigma, _NARROWEST_SIGMA)).astype(np.float32)[:, None]
     log_posterior -= np.float32(0.5) * (grid * narrowness) ** 2
     log_posterior -= log_posterior.max(1, keepdims=True)
     posterior = np.exp(log_posterior, out=log_posterior)
     posterior /= posterior.sum(1, keepdims=True)
-    mean = posterior @ grid
+    mean = np.einsum("ng,g->n", posterior, grid)
     near = np.abs(grid - mean[:, None]) <= 1.5 / bins.scale_per_octave
     mass = (posterior * near).sum(1, dtype=np.float64)
     return mean.astype(np.float64), np.minimum(mass, 1.0)

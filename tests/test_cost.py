@@ -15,7 +15,7 @@ from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.histograms import PoseHistograms
 from cv_patchpose.patches import build_pyramid
 
-CHUNK = 512  # most patches in memory at once
+CHUNK = 1024  # most patches in memory at once
 # On a machine at rest each is a tenth of this; a loaded one must not fail.
 MOST_IMPORT_CPU_MS = 400
 MOST_FIRST_ASSIGN_CPU_MS = 800

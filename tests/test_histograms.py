@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -245,3 +247,25 @@ def test_2048_keypoints_take_milliseconds():
         find_modes(given_, BINS, top_k=2, min_ratio=0.3, scale_prior_sigma=sigma)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.05
+
+
+def test_modes_are_read_on_one_thread():
+    """Threads of BLAS would go on spinning beside those of the sampler and of the network."""
+    script = """
+import time
+import numpy as np
+from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes
+random = np.random.default_rng(0)
+scale, orientation = (random.dirichlet(np.ones(n), 8192).astype(np.float32) for n in (13, 36))
+histograms = PoseHistograms(scale=scale, orientation=orientation)
+shares = []
+time.sleep(0.5)  # until the threads that BLAS has started rest
+for _ in range(7):
+    work, clock = time.process_time(), time.perf_counter()
+    find_modes(histograms, PoseBins(), scale_prior_sigma=0.2)
+    shares.append((time.process_time() - work) / (time.perf_counter() - clock))
+print(np.median(shares))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.1
