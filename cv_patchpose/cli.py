@@ -147,7 +147,10 @@ def _run_match(args: argparse.Namespace) -> None:
     check_output(args.output, PICTURE_SUFFIXES, inputs=(args.image1, args.image2))
     image1, image2 = read_image(args.image1), read_image(args.image2)
     assigner = PatchPoseAssigner(args.model, top_k=args.top_k)
-    own1, own2 = (detect(image, "sift", args.max_keypoints) for image in (image1, image2))
+    with naming({"image": str(args.image1)}):
+        own1 = detect(image1, "sift", args.max_keypoints)
+    with naming({"image": str(args.image2)}):
+        own2 = detect(image2, "sift", args.max_keypoints)
     before = match_keypoints(image1, own1, image2, own2, geometry=args.geometry)
     ours1, ours2 = assigner.assign(image1, own1), assigner.assign(image2, own2)
     after = match_keypoints(image1, ours1, image2, ours2, geometry=args.geometry)

@@ -157,6 +157,13 @@ class TestMatch:
         assert run("match", *images, "-o", output, *options) == 0
         assert " 300 + 300 " in capsys.readouterr().out.splitlines()[2]
 
+    def test_an_image_that_is_too_small_is_named(self, images, tmp_path, capsys):
+        small = tmp_path / "small.png"
+        cv2.imwrite(str(small), np.zeros((4, 4), np.uint8))
+        for pair in ((small, images[0]), (images[0], small)):
+            assert run("match", *pair, "-o", tmp_path / "m.png") == 2
+            assert f"{small}: expected sides of at least 8 px" in capsys.readouterr().err
+
     def test_nothing_to_match(self, tmp_path, toy_model):
         blank = tmp_path / "blank.png"
         cv2.imwrite(str(blank), np.zeros((50, 60), np.uint8))
