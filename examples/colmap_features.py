@@ -19,6 +19,8 @@ from cv_patchpose.interop import colmap_from_keypoints
 if len(sys.argv) != 3:
     sys.exit(__doc__)
 photographs, features = Path(sys.argv[1]), Path(sys.argv[2])
+if not photographs.is_dir():
+    sys.exit(f"{photographs}: expected a folder of photographs")
 features.mkdir(parents=True, exist_ok=True)
 sift, assigner = cv2.SIFT.create(nfeatures=8000), PatchPoseAssigner(top_k=2)
 

@@ -14,7 +14,10 @@ from cv_patchpose import PatchPoseFeature2D, ratio_test
 
 if len(sys.argv) != 4:
     sys.exit(__doc__)
-first, second = (cv2.imread(path) for path in sys.argv[1:3])
+first, second = photographs = [cv2.imread(path) for path in sys.argv[1:3]]
+for path, photograph in zip(sys.argv[1:3], photographs, strict=True):
+    if photograph is None:
+        sys.exit(f"{path}: expected a photograph")
 feature = PatchPoseFeature2D(cv2.FastFeatureDetector.create(threshold=20), "freak")
 
 keypoints1, descriptors1 = feature.detectAndCompute(first, None)
@@ -30,4 +33,5 @@ if second_to_first is None:
 
 print(f"{inlier.sum()} of {len(matches)} matches are inliers")
 laid_over = cv2.warpPerspective(second, second_to_first, first.shape[1::-1])
-cv2.imwrite(sys.argv[3], cv2.addWeighted(first, 0.5, laid_over, 0.5, 0))
+if not cv2.imwrite(sys.argv[3], cv2.addWeighted(first, 0.5, laid_over, 0.5, 0)):
+    sys.exit(f"{sys.argv[3]}: cannot be written")

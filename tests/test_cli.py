@@ -212,6 +212,22 @@ class TestExample:
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (1, "0 matches are too few for a homography\n")
 
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("register_corners.py", "a photograph"),
+            ("colmap_features.py", "a folder of photographs"),
+        ],
+    )
+    def test_what_is_not_there_is_named(self, name, expected, images, tmp_path):
+        missing, features = tmp_path / "missing", tmp_path / "features"
+        inputs = (images[0], missing) if name == "register_corners.py" else (missing,)
+        command = [sys.executable, self.script.with_name(name), *inputs, features]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"{missing}: expected {expected}\n")
+        assert not features.exists()
+
     def test_features_for_colmap_are_those_of_the_photographs(self, photograph, tmp_path):
         photographs, features = tmp_path / "photographs", tmp_path / "a" / "features"
         photographs.mkdir()
