@@ -124,7 +124,7 @@ class PoseEstimator:
             )
 
         firsts = range(0, len(patches), self._engine.batch)
-        left = iter(firsts)
+        left = iter(firsts)  # of which each thread takes the next
 
         def work() -> None:
             for first in left:
