@@ -57,12 +57,15 @@ def test_a_budget_in_minutes_replaces_one_in_keypoints(texture_folder, run):
 
 def test_rings_learn_one_histogram_of_a_teacher(texture_folder, tmp_path):
     taught = ("--teacher", "polar", "--teacher-weight", 2, "--teacher-target", "orientation")
-    options = ("--network", "rings", "--magnification", 21, *taught)
+    views = ("--magnification", 21, "--redetected", 0.5, "--tracked", 0.2)
+    options = ("--network", "rings", *views, *taught, "--teacher-agreement", 2)
     assert call("train", texture_folder, "-o", tmp_path / "run", *TINY, *options) == 0
     config = load_checkpoint(tmp_path / "run/checkpoint.pt")["train_config"]
     assert (config["network"], config["teacher"], config["teacher_weight"]) == ("rings", "polar", 2)
     assert tuple(config["teacher_targets"]) == ("orientation",)
-    assert config["synthesis"]["magnification"] == 21
+    assert config["teacher_agreement"] == 2
+    drawn = config["synthesis"]
+    assert [drawn[name] for name in ("magnification", "redetected", "tracked")] == [21, 0.5, 0.2]
 
 
 def test_resume_refuses_another_seed_and_nothing_to_resume(texture_folder, run, tmp_path, capsys):

@@ -23,7 +23,8 @@ from cv_patchpose.patches import PolarGrid
 from cv_patchpose.training import synthesis
 from cv_patchpose.training.dataset import PairStream, sample_views
 from cv_patchpose.training.options import SynthesisConfig
-from cv_patchpose.training.photographs import candidate_keypoints, read_photographs
+from cv_patchpose.training.photographs import Photograph, candidate_keypoints, read_photographs
+from cv_patchpose.training.placement import place_keypoints
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.synthesis import (
     corrupt,
@@ -100,6 +101,53 @@ def test_views_differ_by_the_change_they_report(folder):
         b = other[:, 6:-6][max(0, shift) : 40 - max(0, -shift)]
         correlations.append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
     assert np.median(correlations) > 0.9
+
+
+def views_of(photograph, config, seed=0):
+    center = np.array(photograph.image.shape[::-1]) / 2
+    rng = np.random.default_rng(seed)
+    return [random_view(photograph.image, center, config, rng) for _ in range(config.views)]
+
+
+def places_of_detections(view):
+    return {k.pt for k in cv2.SIFT.create().detect(view.image)}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_redetected_keypoints_lie_where_sift_finds_them_in_the_views(share):
+    config = SynthesisConfig(
+        redetected=share, jitter_px=0.5, zoom_octaves=(-0.3, 0.3), corruption=0.3, tracked=0.0,
+        keypoints_per_view=16,
+    )  # fmt: skip
+    image = textured(3)
+    photograph = Photograph(image, *candidate_keypoints(image))
+    views = views_of(photograph, config)
+    placed = place_keypoints(photograph, views, config, np.random.default_rng(1))
+    assert placed.xy_px.shape == (16, 4, 2)
+    detected = [places_of_detections(view) for view in views]
+    found = np.array(
+        [[tuple(xy) in known for xy, known in zip(row, detected, strict=True)]
+         for row in placed.xy_px]
+    )  # fmt: skip
+    first = found.any(1)
+    assert (found[first].sum(1) >= 3).all()
+    assert 4 <= first.sum() <= round(16 * share)
+    np.testing.assert_array_equal(np.isfinite(placed.scale_sigma), first)
+    error = np.linalg.norm(placed.xy_px - placed.exact_px, axis=-1)
+    assert 0 < error[found].max() < 3
+    octaves = np.log2(placed.window_px / placed.exact_window_px)[found]
+    assert 0.01 < np.abs(octaves).max() < 0.6
+
+
+def test_a_photograph_without_blobs_has_none_to_find_again():
+    image = np.zeros((200, 200), np.uint8)
+    corners = np.array([[95.0, 100.0], [105.0, 100.0]])
+    photograph = Photograph(image, corners, np.full(2, np.nan))
+    config = dataclasses.replace(CLEAN, redetected=1.0, tracked=0.0)
+    views = views_of(photograph, config)
+    placed = place_keypoints(photograph, views, config, np.random.default_rng(1))
+    assert np.isinf(placed.scale_sigma).all()
+    np.testing.assert_array_equal(placed.xy_px, placed.exact_px)
 
 
 def test_candidates_are_corners_without_and_blobs_with_size():

@@ -19,7 +19,7 @@ onnx = pytest.importorskip("onnx")
 
 from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
-from cv_patchpose.histograms import PoseBins  # noqa: E402
+from cv_patchpose.histograms import PoseBins, PoseHistograms  # noqa: E402
 from cv_patchpose.patches import build_pyramid, sample_patches  # noqa: E402
 from cv_patchpose.training import calibration  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
@@ -31,7 +31,7 @@ from cv_patchpose.training.checkpoint import (  # noqa: E402
 )
 from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
-from cv_patchpose.training.imitation import Teacher  # noqa: E402
+from cv_patchpose.training.imitation import Teacher, agree  # noqa: E402
 from cv_patchpose.training.objective import (  # noqa: E402
     Logits,
     PoseLoss,
@@ -43,7 +43,9 @@ from cv_patchpose.training.objective import (  # noqa: E402
 )
 from cv_patchpose.training.options import LOSSES, SynthesisConfig, TrainConfig  # noqa: E402
 from cv_patchpose.training.photographs import Photograph  # noqa: E402
+from cv_patchpose.training.placement import place_keypoints  # noqa: E402
 from cv_patchpose.training.polar import PolarNet  # noqa: E402
+from cv_patchpose.training.synthesis import View  # noqa: E402
 from cv_patchpose.training.trainer import Trainer  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -326,6 +328,7 @@ def test_the_options_come_back_from_the_checkpoint(run):
         ("streams", 0, "an integer >= 1"),
         ("channels", (16, 0), "integers >= 1"),
         ("bfloat16", "yes", "None, True or False"),
+        ("teacher_agreement", -1.0, "a finite number >= 0"),
         ("loss", "hinge", "overlap or alignment, got 'hinge'"),
     ],
 )
@@ -344,6 +347,7 @@ def test_training_options_are_checked(field, value, expected):
         ("window_px", (0.0, 20.0), "two numbers in order from 1 to 10000"),
         ("window_px", (28.0, float("nan")), "two numbers in order from 1 to 10000"),
         ("negative", 1.5, "a number from 0 to 1"),
+        ("redetected", 1.1, "a number from 0 to 1"),
         ("jitter", -0.1, "a finite number >= 0"),
         ("magnification", 0.0, "a finite number > 0"),
     ],
@@ -554,6 +558,69 @@ def test_a_teacher_reads_windows_of_several_sizes(toy_model):
     assert len(set(peaks)) == 1
     with pytest.raises(ValueError, match="teacher_octaves: expected whole scale bins"):
         Teacher(toy_model, PoseBins(), (0.2,))
+
+
+def told(*views):
+    """(1, V, bins) histograms with one peak each: (scale bin, orientation bin, sharpness)."""
+    logits = [logits_at([[scale]], [[orientation]]) for scale, orientation, _ in views]
+    sharpness = torch.tensor([[[sharp] for *_, sharp in views]]) / 4
+    scale, orientation = (torch.cat([one[i] for one in logits], 1) for i in (0, 1))
+    return PoseHistograms(
+        scale=(sharpness * scale).softmax(-1).numpy(),
+        orientation=(sharpness * orientation).softmax(-1).numpy(),
+    )
+
+
+def test_views_agree_on_what_most_of_them_tell():
+    """Turned by 0, 30 and -25 degrees; the third view is sure of something else."""
+    found = told((6, 10, 2.0), (6, 13, 2.0), (9, 20, 2.0))
+    turns, none = np.array([[0.0, 30.0, -25.0]]), np.zeros((1, 3))
+    agreed = agree(found, PoseBins(), turns, none, 1.0)
+    peaks = agreed.orientation[0].argmax(-1)
+    assert peaks[:2].tolist() == [10, 13]
+    assert peaks[2] in (7, 8)  # 7.5
+    assert agreed.orientation[0, 2, 7] == pytest.approx(agreed.orientation[0, 2, 8], rel=0.05)
+    assert agreed.scale[0].argmax(-1).tolist() == [6, 6, 6]
+    np.testing.assert_allclose(agreed.orientation.sum(-1), 1, atol=1e-5)
+    surer = agree(found, PoseBins(), turns, none, 3.0)
+    assert (surer.orientation.max(-1) > agreed.orientation.max(-1) + 0.05).all()
+
+
+def test_an_agreed_scale_moves_with_the_window_of_the_pupil():
+    found = told((6, 0, 2.0), (6, 0, 2.0))
+    octaves = np.array([[1 / 3, -2.5]])
+    agreed = agree(found, PoseBins(), np.zeros((1, 2)), octaves, 1.0).scale[0]
+    together = agree(found, PoseBins(), np.zeros((1, 2)), np.zeros((1, 2)), 1.0).scale[0, 0]
+    np.testing.assert_allclose(agreed[0, 1:], together[:-1], atol=1e-6)
+    # Moved by seven bins and a half, all but the tail lies beyond the histogram.
+    assert agreed[0].sum() == pytest.approx(1, abs=1e-3)
+    assert agreed[1].sum() < 0.1
+
+
+def test_a_teacher_that_agrees_reads_the_views_before_they_were_spoilt(toy_model):
+    """A disc with a bright sector; one view is blank, and its keypoint out of place."""
+    image = np.full((240, 240), 20, np.uint8)
+    cv2.ellipse(image, (120, 120), (60, 60), 0, 20, 70, 255, -1, cv2.LINE_AA)
+    turns = [cv2.getRotationMatrix2D((120, 120), -angle, 1.0) for angle in (0, 60, 200)]
+    homographies = [np.vstack((turn, (0, 0, 1))) for turn in turns]
+    shown = [cv2.warpAffine(image, turn, (240, 240), borderValue=20) for turn in turns]
+    spoilt = [shown[0], shown[1], np.full_like(image, 20)]
+    views = [View(*view) for view in zip(spoilt, homographies, shown, strict=True)]
+    config = SynthesisConfig(jitter_px=0.0, jitter=0.0, views=3, margin_px=24, canvas_px=240)
+    photograph = Photograph(image, np.array([[120.0, 120.0]]), np.array([np.nan]))
+    placed = place_keypoints(photograph, views, config, np.random.default_rng(0))
+    placed.xy_px[0, 2] += 15
+    pyramids = [build_pyramid(view.image) for view in views]
+    peaks = {}
+    for agreement in (0.0, 2.0):
+        teacher = Teacher(toy_model, PoseBins(), agreement=agreement)
+        found = teacher.tell(views, pyramids, placed).orientation
+        assert found.shape == (1, 3, 36)
+        peaks[agreement] = found[0].argmax(-1)
+    expected = (peaks[2.0][0] + np.array([0, 6, 20])) % 36
+    assert abs(peaks[2.0][0] - 4.5) <= 1
+    np.testing.assert_array_equal(peaks[2.0], expected)
+    assert peaks[0.0][2] != expected[2]
 
 
 def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):

@@ -32,6 +32,11 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--init": ("init", str, "checkpoint to begin with"),
     "--teacher": ("teacher", str, "model to imitate too, by name or ONNX file"),
     "--teacher-weight": ("teacher_weight", float, "of imitation beside the loss of pairs"),
+    "--teacher-agreement": (
+        "teacher_agreement",
+        float,
+        "power of what the teacher finds in all views together; 0: what it finds in each",
+    ),
 }
 
 
@@ -39,6 +44,8 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
 _VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
     "--magnification": ("magnification", float, "window of a blob over its size"),
     "--clean": ("clean", float, "chance that the views of a keypoint are not spoilt"),
+    "--tracked": ("tracked", float, "share of keypoints whose windows follow the zoom"),
+    "--redetected": ("redetected", float, "share of keypoints that SIFT finds again in the views"),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.grids import PolarGrid, SquareGrid
-from cv_patchpose.homography import local_jacobian, project
 from cv_patchpose.patches import build_pyramid, sample_patches
 from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
+from cv_patchpose.training.placement import place_keypoints
 from cv_patchpose.training.synthesis import random_view
 
 
@@ -71,86 +70,32 @@ def sample_views(
     if rng.random() < config.clean:
         config = dataclasses.replace(config, corruption=0.0)
     views = [random_view(photograph.image, center, config, rng) for _ in range(config.views)]
-    chosen = _visible_everywhere(photograph, [v.homography for v in views], config, rng)
-    if len(chosen) == 0:
+    placed = place_keypoints(photograph, views, config, rng)
+    if placed is None:
         return None
-    xy = photograph.xy_px[chosen]
-    window = _reference_windows(photograph.size_px[chosen], config, rng)
-    tracked, free = rng.random((2, len(xy))) < ((config.tracked,), (config.free,))
-    sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
-    patches, second_patches, jacobians, log2_windows, taught = [], [], [], [], []
-    for view in views:
-        jacobian = local_jacobian(view.homography, xy)
-        zoom = np.sqrt(np.linalg.det(jacobian))
-        window_px = window * 2.0 ** _window_changes(zoom, tracked, free, config, rng)
-        place = project(view.homography, xy)
-        jitter_px = config.jitter * window_px + config.jitter_px
-        place = place + rng.normal(size=place.shape) * jitter_px[:, None]
-        pyramid = build_pyramid(view.image, color=view.image.ndim == 3)
-        sample = functools.partial(
-            sample_patches, pyramid, place, window_px, np.zeros(len(xy)), num_threads=1
-        )
-        patches.append(sample(grid, standardize=isinstance(grid, PolarGrid)))
-        if second_grid:
-            second_patches.append(sample(second_grid, standardize=True))
-        if teacher:
-            taught.append(teacher.histograms(pyramid, place, window_px, sigma))
-        jacobians.append(jacobian)
-        log2_windows.append(np.log2(window_px))
+    pyramids = [build_pyramid(view.image, color=view.image.ndim == 3) for view in views]
+
+    def cut(grid: PolarGrid | SquareGrid) -> NDArray[np.float32]:
+        upright = np.zeros(len(placed.xy_px))
+        standardize = isinstance(grid, PolarGrid)
+        patches = [
+            sample_patches(p, xy, w, upright, grid, standardize=standardize, num_threads=1)
+            for p, xy, w in zip(
+                pyramids, placed.xy_px.swapaxes(0, 1), placed.window_px.T, strict=True
+            )
+        ]
+        return np.stack(patches, 1)
+
+    told = teacher.tell(views, pyramids, placed) if teacher else None
     return Batch(
-        patches=np.stack(patches, 1),
-        jacobian=np.stack(jacobians, 1),
-        log2_window=np.stack(log2_windows, 1),
-        scale_sigma=np.repeat(sigma[:, None], config.views, 1),
-        taught_scale=np.stack([t.scale for t in taught], 1) if teacher else None,
-        taught_orientation=np.stack([t.orientation for t in taught], 1) if teacher else None,
-        second_patches=np.stack(second_patches, 1) if second_grid else None,
+        patches=cut(grid),
+        jacobian=placed.jacobian,
+        log2_window=np.log2(placed.window_px),
+        scale_sigma=np.repeat(placed.scale_sigma[:, None], config.views, 1),
+        taught_scale=told.scale if told else None,
+        taught_orientation=told.orientation if told else None,
+        second_patches=cut(second_grid) if second_grid else None,
     )
-
-
-def _visible_everywhere(
-    photograph: Photograph,
-    homographies: list[NDArray[np.float64]],
-    config: SynthesisConfig,
-    rng: np.random.Generator,
-) -> NDArray[np.intp]:
-    visible = np.ones(len(photograph.xy_px), bool)
-    low, high = config.margin_px, config.canvas_px - 1 - config.margin_px
-    for homography in homographies:
-        depth = photograph.xy_px @ homography[2, :2] + homography[2, 2]
-        mapped = project(homography, photograph.xy_px)
-        visible &= (depth > 0.2) & ((mapped >= low) & (mapped <= high)).all(1)
-    candidates = np.flatnonzero(visible)
-    return rng.permutation(candidates)[: config.keypoints_per_view]
-
-
-def _reference_windows(
-    size_px: NDArray[np.float64], config: SynthesisConfig, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    low, high = np.log2(config.window_px)
-    window = 2.0 ** rng.uniform(low, high, len(size_px))
-    blob = ~np.isnan(size_px)
-    window[blob] = config.magnification * size_px[blob] * 2.0 ** rng.normal(0, 0.3, blob.sum())
-    return np.clip(window, config.window_px[0] / 2, 2 * config.window_px[1])
-
-
-def _window_changes(
-    zoom: NDArray[np.float64],
-    tracked: NDArray[np.bool_],
-    free: NDArray[np.bool_],
-    config: SynthesisConfig,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """Draw log2 changes of the windows of (N,) keypoints from the photograph to one view.
-
-    Tracked ones follow the zoom as a detector does that measures scale, free ones up to an error
-    of any size; the others have one window in pixels whatever the zoom.
-    """
-    error = rng.normal(0, config.scale_sigma_octaves, len(zoom))
-    reach = config.scale_range_octaves
-    anything = rng.uniform(-reach, reach, len(zoom))
-    followed = np.log2(zoom) + np.where(tracked, error, anything)
-    return np.where(tracked | free, followed, 0.1 * error)
 
 
 class PairStream:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.histograms import PoseBins, PoseHistograms, log_scale_prior
-from cv_patchpose.patches import ImagePyramid, sample_patches
+from cv_patchpose.homography import nearest_similarity
+from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
+from cv_patchpose.training.losses import upsampling_matrix
+from cv_patchpose.training.placement import Placement
+from cv_patchpose.training.synthesis import View
+
+FINE_SAMPLES_PER_BIN = 16
+LEAST = 1e-3  # probability in an agreement: one view alone cannot rule a bin out
 
 
 class Teacher:
@@ -25,6 +32,8 @@ class Teacher:
         model: name of a bundled model or path of an ONNX file.
         bins: of the network that learns, which must be the model's.
         octaves: log2 of the windows over those of the pupil; each a whole number of scale bins.
+        agreement: 0: it tells of each view what it finds there; otherwise the power of what it
+            finds in all of them, see `agree`.
 
     Raises:
         ModelError: no such model.
@@ -35,8 +44,13 @@ class Teacher:
     """
 
     def __init__(
-        self, model: Path | str, bins: PoseBins, octaves: Sequence[float] = (0.0,)
+        self,
+        model: Path | str,
+        bins: PoseBins,
+        octaves: Sequence[float] = (0.0,),
+        agreement: float = 0.0,
     ) -> None:
+        self._agreement = agreement
         # One thread: the producers of views, which ask, are threads already.
         self._estimator = PoseEstimator(model, num_threads=1)
         metadata = self._estimator.metadata
@@ -48,6 +62,37 @@ class Teacher:
         self._shifts = [round(octave * bins.scale_per_octave) for octave in octaves]
         if not np.allclose(self._shifts, np.multiply(octaves, bins.scale_per_octave), atol=0.01):
             raise ValueError(f"teacher_octaves: expected whole scale bins, got {tuple(octaves)}")
+
+    def tell(
+        self, views: Sequence[View], pyramids: Sequence[ImagePyramid], placed: Placement
+    ) -> PoseHistograms:
+        """Tell the histograms that a pupil should find in V views of B keypoints.
+
+        Args:
+            views: of the photograph.
+            pyramids: of the views as the pupil sees them.
+            placed: where it sees the keypoints.
+
+        Returns:
+            Scale (B, V, S) and orientation (B, V, R).
+        """
+        xy_px, window_px = placed.xy_px, placed.window_px
+        if self._agreement:
+            pyramids = [build_pyramid(v.unspoilt, color=v.unspoilt.ndim == 3) for v in views]
+            xy_px, window_px = placed.exact_px, placed.exact_window_px
+        told = [
+            self.histograms(pyramid, xy_px[:, view], window_px[:, view], placed.scale_sigma)
+            for view, pyramid in enumerate(pyramids)
+        ]
+        found = PoseHistograms(
+            scale=np.stack([one.scale for one in told], 1),
+            orientation=np.stack([one.orientation for one in told], 1),
+        )
+        if not self._agreement:
+            return found
+        _, rotation_deg = nearest_similarity(placed.jacobian)
+        octaves = np.log2(placed.exact_window_px / placed.window_px)
+        return agree(found, self._estimator.metadata.bins, rotation_deg, octaves, self._agreement)
 
     def histograms(
         self,
@@ -85,6 +130,63 @@ class Teacher:
         return PoseHistograms(
             scale=scale / total, orientation=orientation / np.float32(len(self._shifts))
         )
+
+
+def agree(
+    told: PoseHistograms,
+    bins: PoseBins,
+    rotation_deg: NDArray[np.float64],
+    octaves: NDArray[np.float64],
+    power: float,
+) -> PoseHistograms:
+    """Let what a teacher told of several views of the same keypoints agree.
+
+    The geometric mean of the histograms of all views, each turned back to where the keypoint was
+    before, raised to a power: at 1 it is as undecided as the views are on average, at V what they
+    say together if each of them were evidence of its own. A pupil that learns it of each view
+    learns to find in one that is slanted, spoilt or off its place what is found in the others.
+
+    Args:
+        told: scale (B, V, S), read in windows that follow the zoom, and orientation (B, V, R).
+        bins: of the histograms.
+        rotation_deg: (B, V) turn of the views, clockwise.
+        octaves: (B, V) how much further out the pupil's windows show what those read show.
+        power: see above.
+
+    Returns:
+        Scale (B, V, S), less what falls beyond its bins, and orientation (B, V, R).
+
+    Source: ours; a product of experts, Hinton, Neural Computation 2002.
+    """
+    turns = rotation_deg * (bins.orientation / 360)
+    orientation = _turn(np.log(told.orientation + LEAST), turns)
+    back = _turn(np.repeat(_mean(orientation, power), turns.shape[1], 1), -turns)
+    scale = np.exp(_mean(np.log(told.scale + LEAST), power))[:, 0]
+    index = np.arange(bins.scale)
+    moved = [
+        [np.interp(index - by, index, row, left=0, right=0) for by in moves]
+        for row, moves in zip(scale, octaves * bins.scale_per_octave, strict=True)
+    ]
+    return PoseHistograms(
+        scale=np.array(moved, np.float32),
+        orientation=(np.exp(back) / np.exp(back).sum(-1, keepdims=True)).astype(np.float32),
+    )
+
+
+def _mean(logs: NDArray[np.floating], power: float) -> NDArray[np.floating]:
+    """Average (B, V, ...) logs of histograms to (B, 1, ...) of one that sums to 1."""
+    mean = power * logs.mean(1, keepdims=True)
+    return np.asarray(mean - np.log(np.exp(mean).sum(-1, keepdims=True)))
+
+
+def _turn(values: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn (..., R) circles of values back by (...) bins, interpolated by a cubic."""
+    count = values.shape[-1]
+    upsampling = upsampling_matrix(count, FINE_SAMPLES_PER_BIN, circular=True).numpy()
+    fine = values @ upsampling.T
+    start = np.rint(bins * FINE_SAMPLES_PER_BIN).astype(int)[..., None]
+    index = (start + FINE_SAMPLES_PER_BIN * np.arange(count)) % fine.shape[-1]
+    return np.asarray(np.take_along_axis(fine, index, -1))
 
 
 def move_bins(values: NDArray[np.float32], bins: int, outside: float) -> NDArray[np.float32]:

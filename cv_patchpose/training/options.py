@@ -75,9 +75,12 @@ class SynthesisConfig:
         magnification: support window of a blob over its size.
         jitter: spread of a keypoint's place, as a share of the window's diameter.
         jitter_px: the same in pixels of the view, added.
-        tracked: share of the keypoints whose windows follow the zoom, as those of detectors that
-            measure scale; the network is told that the scale is known to their spread.
-        free: share of the other keypoints whose windows follow it up to any error; the rest have
+        redetected: largest share of keypoints that are blobs which SIFT finds again in all views
+            but one: they have the places and the sizes that it finds there. Costs more than twice
+            the time of making views.
+        tracked: share of the other keypoints whose windows follow the zoom, as those of detectors
+            that measure scale; the network is told that the scale is known to their spread.
+        free: share of the keypoints left whose windows follow it up to any error; the rest have
             windows of fixed pixels.
         scale_range_octaves: half range of the errors of free windows, uniform.
         scale_sigma_octaves: spread of the errors of tracked windows, normal.
@@ -105,6 +108,7 @@ class SynthesisConfig:
     magnification: float = 18.0
     jitter: float = 0.004
     jitter_px: float = 0.3
+    redetected: float = 0.0
     tracked: float = 0.4
     free: float = 0.2
     scale_range_octaves: float = 1.0
@@ -167,6 +171,9 @@ class TrainConfig:
         teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
             size over the network's.
         teacher_weight: of imitation, beside the loss of pairs.
+        teacher_agreement: 0: of each view the teacher tells what it finds in the pupil's patch;
+            otherwise what it finds in all views together before they were spoilt, and the more
+            decidedly the larger this is, see `imitation.agree`.
         teacher_targets: histograms to imitate, "orientation", "scale" or both.
         synthesis: ranges of the synthesis.
 
@@ -216,6 +223,7 @@ class TrainConfig:
     teacher: str | None = None
     teacher_octaves: tuple[float, ...] = (0.0,)
     teacher_weight: float = 1.0
+    teacher_agreement: float = 0.0
     teacher_targets: tuple[str, ...] = TARGETS
     synthesis: SynthesisConfig = dataclasses.field(default_factory=SynthesisConfig)
 
@@ -243,7 +251,7 @@ _SYNTHESIS_RULES: dict[str, _Rule] = {
     "blur_px": _number("a finite number >= 0.3", lambda v: v >= 0.3),
     "noise": _number("a finite number >= 1", lambda v: v >= 1),
     "jpeg_quality": _range(0, 100),
-    "negative clean tracked free": _CHANCE,
+    "negative clean redetected tracked free": _CHANCE,
     "window_px": _range(1, 10000),
     "magnification": _POSITIVE,
 }
@@ -270,7 +278,7 @@ _TRAIN_RULES: dict[str, _Rule] = {
     "budget_minutes learning_rate sigma_deg sigma_octaves validate_every_minutes": _POSITIVE,
     "budget_keypoints": ("None or an integer >= 1", lambda v: v is None or _whole(1)[1](v)),
     "batch_size": _whole(2),
-    "weight_decay floor scale_weight teacher_weight": _NOT_NEGATIVE,
+    "weight_decay floor scale_weight teacher_weight teacher_agreement": _NOT_NEGATIVE,
     "ema momentum": _DECAY,
     "validation_share": _SHARE,
     "loss": _one_of(LOSSES),

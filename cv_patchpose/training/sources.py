@@ -109,7 +109,9 @@ class ViewSource:
         self.config, self.shape = config, shape
         self.teacher = None
         if config.teacher:
-            self.teacher = Teacher(config.teacher, shape.bins, config.teacher_octaves)
+            self.teacher = Teacher(
+                config.teacher, shape.bins, config.teacher_octaves, config.teacher_agreement
+            )
         photographs = read_photographs(images, color=isinstance(shape.grid, SquareGrid))
         self.training, self.held = photographs.split(config.validation_share, config.seed)
         self.held_out = [str(path) for path in self.held.paths]

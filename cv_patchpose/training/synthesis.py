@@ -28,10 +28,12 @@ class View:
     Args:
         image: (H, W) or (H, W, 3) uint8, as the photograph.
         homography: (3, 3) from photograph to view pixels, pixel centres at integers.
+        unspoilt: the image before it was spoilt.
     """
 
     image: Image
     homography: Matrix
+    unspoilt: Image
 
 
 def _rotation(angle_rad: float) -> Matrix:
@@ -167,4 +169,4 @@ def random_view(
     """
     homography = random_homography(center_px, config, rng)
     image = render(photograph, homography, config.canvas_px, center_px)
-    return View(corrupt(image, config, rng), homography)
+    return View(corrupt(image, config, rng), homography, image)
