@@ -32,8 +32,10 @@ class Teacher:
         model: name of a bundled model or path of an ONNX file.
         bins: of the network that learns, which must be the model's.
         octaves: log2 of the windows over those of the pupil; each a whole number of scale bins.
-        agreement: 0: it tells of each view what it finds there; otherwise the power of what it
-            finds in all of them, see `agree`.
+        agreement: 0: it tells of each view what it finds there. Otherwise it reads the views
+            before they were spoilt at the keypoint's true place, and of keypoints whose windows
+            follow the zoom, and so show the same in all views, it tells what it finds in all of
+            them together, with this power, see `agree`.
 
     Raises:
         ModelError: no such model.
@@ -77,22 +79,28 @@ class Teacher:
             Scale (B, V, S) and orientation (B, V, R).
         """
         xy_px, window_px = placed.xy_px, placed.window_px
+        agreeing = np.isfinite(placed.scale_sigma) & bool(self._agreement)
         if self._agreement:
             pyramids = [build_pyramid(v.unspoilt, color=v.unspoilt.ndim == 3) for v in views]
-            xy_px, window_px = placed.exact_px, placed.exact_window_px
+            xy_px = placed.exact_px
+            window_px = np.where(agreeing[:, None], placed.exact_window_px, window_px)
         told = [
             self.histograms(pyramid, xy_px[:, view], window_px[:, view], placed.scale_sigma)
             for view, pyramid in enumerate(pyramids)
         ]
-        found = PoseHistograms(
-            scale=np.stack([one.scale for one in told], 1),
-            orientation=np.stack([one.orientation for one in told], 1),
-        )
-        if not self._agreement:
-            return found
-        _, rotation_deg = nearest_similarity(placed.jacobian)
-        octaves = np.log2(placed.exact_window_px / placed.window_px)
-        return agree(found, self._estimator.metadata.bins, rotation_deg, octaves, self._agreement)
+        scale = np.stack([one.scale for one in told], 1)
+        orientation = np.stack([one.orientation for one in told], 1)
+        if agreeing.any():
+            _, rotation_deg = nearest_similarity(placed.jacobian[agreeing])
+            agreed = agree(
+                PoseHistograms(scale=scale[agreeing], orientation=orientation[agreeing]),
+                self._estimator.metadata.bins,
+                rotation_deg,
+                np.log2(placed.exact_window_px / placed.window_px)[agreeing],
+                self._agreement,
+            )
+            scale[agreeing], orientation[agreeing] = agreed.scale, agreed.orientation
+        return PoseHistograms(scale=scale, orientation=orientation)
 
     def histograms(
         self,
