@@ -171,7 +171,8 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RUN_OR_CHECKPOINT",
-        help="of one network, or of two, for orientation and scale",
+        help="of one network; of two of resnet18, for orientation and scale; or of several runs "
+        "with the same --init, whose weights are averaged",
     )
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
     parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")

@@ -24,6 +24,7 @@ from cv_patchpose.patches import build_pyramid, sample_patches  # noqa: E402
 from cv_patchpose.training import calibration  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
 from cv_patchpose.training.checkpoint import (  # noqa: E402
+    average_network,
     config_of,
     load_checkpoint,
     network_of,
@@ -493,6 +494,38 @@ def test_export_names_the_output_that_cannot_be_written(run, tmp_path, monkeypat
     with pytest.raises(PermissionError) as caught:
         export_checkpoint(run, tmp_path / "model.onnx")
     assert caught.value.filename == str(tmp_path / "model.onnx")
+
+
+def test_runs_with_one_beginning_are_averaged(texture_folder, run, tmp_path):
+    begun = dataclasses.replace(TINY, init=str(run / "checkpoint.pt"))
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for seed, folder in enumerate(folders):
+        Trainer(texture_folder, folder, dataclasses.replace(begun, seed=seed)).train()
+    path = export_checkpoint(folders, tmp_path / "model.onnx")
+    states = [load_checkpoint(folder / "checkpoint.pt") for folder in folders]
+    one, other = (network_of(state).eval() for state in states)
+    average = average_network(states).eval()
+    for name, value in average.named_parameters():
+        mean = (one.get_parameter(name) + other.get_parameter(name)) / 2
+        torch.testing.assert_close(value, mean)
+    estimator = PoseEstimator(path)
+    patches = np.random.default_rng(0).normal(size=(5, *estimator.metadata.patch_shape))
+    patches, prior = patches.astype(np.float32), np.zeros((5, 13), np.float32)
+    with torch.no_grad():
+        _, logits = average(torch.from_numpy(patches), torch.from_numpy(prior))
+    found = estimator.histograms(patches, prior)
+    np.testing.assert_allclose(found.orientation, logits.softmax(1), atol=1e-4)
+    offsets = [state["scale_offset_octaves"] for state in states]
+    assert estimator.metadata.scale_offset_octaves == pytest.approx(np.mean(offsets))
+    assert estimator.metadata.training["averaged_2"]["recipe"]["seed"] == 1
+
+
+def test_runs_that_began_differently_are_not_averaged(texture_folder, run, ring_run, tmp_path):
+    with pytest.raises(ValueError, match="source: expected runs that began with the same weights"):
+        export_checkpoint([run, run], tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="source: expected runs of one network, got one of"):
+        export_checkpoint([run, ring_run], tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import torch
 from torch import nn
 
 from cv_patchpose.files import write_file
-from cv_patchpose.training.networks import NetworkConfig, build_network, shape_from_entry
+from cv_patchpose.training.networks import (
+    NetworkConfig,
+    build_network,
+    describe_differences,
+    shape_from_entry,
+)
 from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -94,6 +100,43 @@ def network_of(state: dict[str, Any]) -> nn.Module:
     """Build the network of a checkpoint with its averaged weights."""
     network = build_network(shape_of(state))
     network.load_state_dict(state["average"])
+    return network
+
+
+def average_network(states: Sequence[dict[str, Any]]) -> nn.Module:
+    """Build the network whose weights are the average of those of some runs.
+
+    Runs that went different ways from the same weights, with other views, losses or teachers, are
+    often better on average than any of them is.
+
+    Args:
+        states: checkpoints of at least one run; if more, with the same `init`.
+
+    Raises:
+        ValueError: runs of different networks, or that began differently.
+
+    Source: Wortsman et al., Model soups, ICML 2022.
+    """
+    network, shape = network_of(states[0]), shape_of(states[0])
+    for state in states[1:]:
+        if shape_of(state) != shape:
+            raise ValueError(
+                "source: expected runs of one network, got one of "
+                f"{describe_differences(shape_of(state), shape)}"
+            )
+    begun = [state["train_config"].get("init") for state in states]
+    if len(states) > 1 and (None in begun or len(set(begun)) > 1):
+        raise ValueError(
+            "source: expected runs that began with the same weights (train --init), whose weights "
+            f"can be averaged, got {', '.join(str(name) for name in begun)}"
+        )
+    average = {
+        name: torch.stack([state["average"][name] for state in states]).mean(0)
+        if values.is_floating_point()
+        else values
+        for name, values in states[0]["average"].items()
+    }
+    network.load_state_dict(average)
     return network
 
 

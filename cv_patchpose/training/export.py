@@ -25,6 +25,7 @@ from cv_patchpose.metadata import METADATA_KEY, ModelMetadata
 from cv_patchpose.training.calibration import reference_patches
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
+    average_network,
     load_checkpoint,
     network_of,
     shape_of,
@@ -77,8 +78,9 @@ def export_checkpoint(
     with PyTorch; only a model that agrees is put in place.
 
     Args:
-        source: A checkpoint or the folder of a training run; or two, one of a network for the
-            orientation and one of a network for the scale.
+        source: A checkpoint or the folder of a training run. Or several: of resnet18 two, one of a
+            network for the orientation and one of a network for the scale; of other networks runs
+            that began with the same weights (`init`), whose weights are averaged.
         output: ONNX file to write.
         name: Name in the metadata; the output's stem when None.
         magnification: Diameter of the support window over the keypoint's size; that of the
@@ -93,9 +95,9 @@ def export_checkpoint(
         The output's path.
 
     Raises:
-        ValueError: The source is no checkpoint, or lacks one of the two histograms; a magnification
-            that is not positive; or eight bits are asked for of another network, or without
-            photographs.
+        ValueError: The source is no checkpoint, or lacks one of the two histograms; runs that do
+            not go together; a magnification that is not positive; or eight bits are asked for of
+            another network, or without photographs.
         ImportError: Eight bits are asked for without ONNX Runtime.
         ModelError: The exported model does not agree with PyTorch.
         OSError: The output cannot be written.
@@ -150,15 +152,12 @@ def _checkpoint_of(source: Path) -> Path:
 
 def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, NetworkConfig]:
     """Join the networks of checkpoints to one that gives both histograms."""
-    networks, shapes = [network_of(state) for state in states], [shape_of(s) for s in states]
+    shapes = [shape_of(state) for state in states]
     shape = shapes[0]
     if not isinstance(shape, ResNetConfig):
-        if len(shapes) > 1:
-            raise ValueError(
-                f"source: expected one run, whose network gives both histograms, got {len(shapes)}"
-            )
-        network = networks[0]
+        network = average_network(states)
         return network.folded() if isinstance(network, RingNet) else network, shape
+    networks = [network_of(state) for state in states]
     targets: list[str] = []
     joint = replace(shape, targets=TARGETS)
     for other in shapes:
@@ -184,12 +183,17 @@ def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, Netw
 
 
 def _scale_offset(states: Sequence[dict[str, Any]]) -> float:
-    """Take the calibration of the network that gives the scale."""
-    for state in states:
-        shape = shape_of(state)
-        if not isinstance(shape, ResNetConfig) or "scale" in shape.targets:
-            return float(state["scale_offset_octaves"])
-    raise AssertionError("a complete network gives the scale")
+    """Average the calibrations of the networks that give the scale."""
+    shapes = [shape_of(state) for state in states]
+    return float(
+        np.mean(
+            [
+                state["scale_offset_octaves"]
+                for state, shape in zip(states, shapes, strict=True)
+                if not isinstance(shape, ResNetConfig) or "scale" in shape.targets
+            ]
+        )
+    )
 
 
 def _folder_beside(target: Path) -> tempfile.TemporaryDirectory[str]:
@@ -295,9 +299,10 @@ def _training_notes(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "network": {k: v for k, v in state["network_config"].items() if k not in foreign},
         "recipe": _without_folders(state["train_config"]),
     }
-    for other in states[1:]:
-        target = shape_of(other).targets[0]  # type: ignore[union-attr]
-        notes[target] = {k: v for k, v in _training_notes([other]).items() if v != notes[k]}
+    for number, other in enumerate(states[1:], 2):
+        shape = shape_of(other)
+        name = shape.targets[0] if isinstance(shape, ResNetConfig) else f"averaged_{number}"
+        notes[name] = {k: v for k, v in _training_notes([other]).items() if v != notes[k]}
     return notes
 
 
