@@ -662,7 +662,7 @@ def test_a_teacher_that_agrees_reads_the_views_before_they_were_spoilt(toy_model
         return np.flatnonzero(np.abs((peaks - expected + 18) % 36 - 18) > 1).tolist()
 
     assert wrong(0.0) == [1, 3]
-    assert wrong(2.0) == ([] if tracked else [1])
+    assert wrong(2.0) == ([] if tracked else [1, 3])
 
 
 def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):

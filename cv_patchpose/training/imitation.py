@@ -32,10 +32,9 @@ class Teacher:
         model: name of a bundled model or path of an ONNX file.
         bins: of the network that learns, which must be the model's.
         octaves: log2 of the windows over those of the pupil; each a whole number of scale bins.
-        agreement: 0: it tells of each view what it finds there. Otherwise it reads the views
-            before they were spoilt at the keypoint's true place, and of keypoints whose windows
-            follow the zoom, and so show the same in all views, it tells what it finds in all of
-            them together, with this power, see `agree`.
+        agreement: 0: it tells of each view what it finds in the pupil's patch. Otherwise, of
+            keypoints whose windows follow the zoom, it reads all views as they were before they
+            were spoilt, and tells what it finds in them together, with this power, see `agree`.
 
     Raises:
         ModelError: no such model.
@@ -78,29 +77,36 @@ class Teacher:
         Returns:
             Scale (B, V, S) and orientation (B, V, R).
         """
-        xy_px, window_px = placed.xy_px, placed.window_px
-        agreeing = np.isfinite(placed.scale_sigma) & bool(self._agreement)
-        if self._agreement:
-            pyramids = [build_pyramid(v.unspoilt, color=v.unspoilt.ndim == 3) for v in views]
-            xy_px = placed.exact_px
-            window_px = np.where(agreeing[:, None], placed.exact_window_px, window_px)
+        together = np.isfinite(placed.scale_sigma) & bool(self._agreement)
+        told = self._read(pyramids, placed.xy_px, placed.window_px, placed.scale_sigma, ~together)
+        if together.any():
+            unspoilt = [build_pyramid(v.unspoilt, color=v.unspoilt.ndim == 3) for v in views]
+            windows = placed.exact_window_px
+            found = self._read(unspoilt, placed.exact_px, windows, placed.scale_sigma, together)
+            _, rotation_deg = nearest_similarity(placed.jacobian[together])
+            octaves = np.log2(windows / placed.window_px)[together]
+            bins = self._estimator.metadata.bins
+            agreed = agree(found, bins, rotation_deg, octaves, self._agreement)
+            told = _join(told, agreed, together)
+        return told
+
+    def _read(
+        self,
+        pyramids: Sequence[ImagePyramid],
+        xy_px: NDArray[np.float64],
+        window_px: NDArray[np.float64],
+        scale_sigma: NDArray[np.float64],
+        which: NDArray[np.bool_],
+    ) -> PoseHistograms:
+        """Read some of the B keypoints in V views."""
         told = [
-            self.histograms(pyramid, xy_px[:, view], window_px[:, view], placed.scale_sigma)
-            for view, pyramid in enumerate(pyramids)
+            self.histograms(pyramid, xy_px[which, v], window_px[which, v], scale_sigma[which])
+            for v, pyramid in enumerate(pyramids)
         ]
-        scale = np.stack([one.scale for one in told], 1)
-        orientation = np.stack([one.orientation for one in told], 1)
-        if agreeing.any():
-            _, rotation_deg = nearest_similarity(placed.jacobian[agreeing])
-            agreed = agree(
-                PoseHistograms(scale=scale[agreeing], orientation=orientation[agreeing]),
-                self._estimator.metadata.bins,
-                rotation_deg,
-                np.log2(placed.exact_window_px / placed.window_px)[agreeing],
-                self._agreement,
-            )
-            scale[agreeing], orientation[agreeing] = agreed.scale, agreed.orientation
-        return PoseHistograms(scale=scale, orientation=orientation)
+        return PoseHistograms(
+            scale=np.stack([one.scale for one in told], 1),
+            orientation=np.stack([one.orientation for one in told], 1),
+        )
 
     def histograms(
         self,
@@ -185,6 +191,17 @@ def _mean(logs: NDArray[np.floating], power: float) -> NDArray[np.floating]:
     """Average (B, V, ...) logs of histograms to (B, 1, ...) of one that sums to 1."""
     mean = power * logs.mean(1, keepdims=True)
     return np.asarray(mean - np.log(np.exp(mean).sum(-1, keepdims=True)))
+
+
+def _join(others: PoseHistograms, some: PoseHistograms, which: NDArray[np.bool_]) -> PoseHistograms:
+    """Put the histograms of some keypoints among those of the others."""
+    scale, orientation = (
+        np.empty((len(which), *values.shape[1:]), np.float32)
+        for values in (others.scale, others.orientation)
+    )
+    scale[~which], orientation[~which] = others.scale, others.orientation
+    scale[which], orientation[which] = some.scale, some.orientation
+    return PoseHistograms(scale=scale, orientation=orientation)
 
 
 def _turn(values: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[np.float64]:

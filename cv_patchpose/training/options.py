@@ -171,10 +171,9 @@ class TrainConfig:
         teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
             size over the network's.
         teacher_weight: of imitation, beside the loss of pairs.
-        teacher_agreement: 0: the teacher sees what the pupil sees; otherwise the views before
-            they were spoilt, and what it tells is what it finds in all of them together where
-            windows follow the zoom, the more decidedly the larger this is, see `imitation`.
-        teacher_targets: histograms to imitate, "orientation", "scale" or both.
+        teacher_agreement: 0: of each view the teacher tells what it finds in the pupil's patch.
+            Otherwise, where windows follow the zoom, what it finds in all views together before
+            they were spoilt, the more decidedly the larger this is, see `imitation.agree`.
         synthesis: ranges of the synthesis.
 
     Raises:
