@@ -172,7 +172,7 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="RUN_OR_CHECKPOINT",
         help="of one network; of two of resnet18, for orientation and scale; or of several runs "
-        "with the same --init, whose weights are averaged",
+        "from the same --init, which are averaged",
     )
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
     parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")

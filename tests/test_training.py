@@ -521,11 +521,13 @@ def test_runs_with_one_beginning_are_averaged(texture_folder, run, tmp_path):
 
 
 def test_runs_that_began_differently_are_not_averaged(texture_folder, run, ring_run, tmp_path):
+    other = tmp_path / "other"
+    Trainer(texture_folder, other, dataclasses.replace(TINY, seed=5)).train()
     with pytest.raises(ValueError, match="source: expected runs that began with the same weights"):
-        export_checkpoint([run, run], tmp_path / "model.onnx")
+        export_checkpoint([run, run, other], tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="source: expected runs of one network, got one of"):
         export_checkpoint([run, ring_run], tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path):

@@ -68,7 +68,7 @@ def export_checkpoint(
     name: str | None = None,
     magnification: float | None = None,
     scale_prior_octaves: float | None = 0.2,
-    second_mode_ratio: float = 0.3,
+    second_mode_ratio: float = 0.25,
     int8: bool = False,
     quantize_on: Path | str | None = None,
 ) -> Path:
@@ -80,7 +80,7 @@ def export_checkpoint(
     Args:
         source: A checkpoint or the folder of a training run. Or several: of resnet18 two, one of a
             network for the orientation and one of a network for the scale; of other networks runs
-            that began with the same weights (`init`), whose weights are averaged.
+            that began with the same weights, which are averaged (`checkpoint.average_network`).
         output: ONNX file to write.
         name: Name in the metadata; the output's stem when None.
         magnification: Diameter of the support window over the keypoint's size; that of the
