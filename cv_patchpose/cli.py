@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import shutil
 import sys
 import textwrap
@@ -48,13 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments behind the command's name; None: those of the process.
 
     Returns:
-        0; 2 after an error, which has been printed; 130 after Ctrl-C.
+        0; 2 after an error, which has been printed; 130 after Ctrl-C; 141 when whoever read the
+        output has closed it, as `head` does.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _build_parser(arguments).parse_args(arguments)
         with naming(_OPTIONS):
-            return _VERBS[args.verb].run(args) or 0
+            code = _VERBS[args.verb].run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What is left in the buffer must go somewhere, or the interpreter complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except _FAILURES as error:
         print(f"cv-patchpose: error: {_describe(error)}", file=sys.stderr)
         return 2

@@ -414,6 +414,17 @@ class TestErrors:
         assert capsys.readouterr().err == "cv-patchpose: interrupted\n"
         assert not (tmp_path / "k.csv").exists()
 
+    def test_a_reader_that_has_heard_enough_is_no_error(self):
+        """As `cv-patchpose info | head -1`, whose pipe is closed while we still write."""
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "cv_patchpose.cli", "info"]
+        try:
+            done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+        finally:
+            os.close(writing)
+        assert (done.returncode, done.stderr) == (141, "")
+
     @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
     def test_pictures_too_large_for_the_format(self, tmp_path, suffix):
         path = tmp_path / f"out{suffix}"

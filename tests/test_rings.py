@@ -8,8 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from cv_patchpose.estimator import PoseEstimator  # noqa: E402
 from cv_patchpose.grids import PolarGrid  # noqa: E402
 from cv_patchpose.histograms import PoseBins  # noqa: E402
+from cv_patchpose.training.networks import network_config, shape_to_entry  # noqa: E402
+from cv_patchpose.training.recipes import recipe  # noqa: E402
 from cv_patchpose.training.rings import RingNet, RingNetConfig  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -90,6 +93,21 @@ def test_the_folded_network_computes_the_same(bins, channels, rows):
             assert expected.std() > 1e-3
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert network.closing.norm is not folded.closing.norm  # the network itself can go on training
+
+
+@pytest.mark.parametrize(("name", "model"), [("rings-48", "polar"), ("rings-192", "polar-large")])
+def test_a_recipe_trains_the_like_of_each_bundled_model(name, model):
+    metadata = PoseEstimator(model).metadata
+    config = recipe("rings", name)
+    shape = network_config(config)
+    assert (shape.grid, shape.bins) == (metadata.grid, metadata.bins)
+    assert config.synthesis.magnification == metadata.magnification
+    entry = shape_to_entry(shape)
+    for key, value in metadata.training["network"].items():
+        assert (list(entry[key]) if key == "channels" else entry[key]) == value
+    trained = metadata.training["recipe"]
+    for key in ("loss", "sigma_deg", "sigma_octaves", "floor"):
+        assert getattr(config, key) == trained[key]
 
 
 def test_output_shapes():

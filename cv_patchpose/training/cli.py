@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--streams": ("streams", int, "threads that make batches"),
     "--workers": ("workers", int, "processes that make batches instead; 0: none"),
     "--loss": ("loss", str, "overlap or alignment"),
+    "--floor": ("floor", float, "of the overlap loss: pairs far below it hardly count"),
+    "--reuse": ("reuse", int, "how often a keypoint's patches are drawn"),
     "--init": ("init", str, "checkpoint to begin with"),
     "--teacher": ("teacher", str, "model to imitate too, by name or ONNX file"),
     "--teacher-weight": ("teacher_weight", float, "of imitation beside the loss of pairs"),
@@ -116,7 +119,7 @@ def _given(args: argparse.Namespace, options: dict[str, tuple[str, type, str]]) 
 
 
 def _defaults(field: str) -> str:
-    """Say what an option is without being given: one value, or that of each recipe."""
+    """Say what an option is without being given: what it mostly is, and in which recipes not."""
     configs = {name: config for known in RECIPES.values() for name, config in known.items()}
     values = {
         name: getattr(config, field, getattr(config.synthesis, field, None))
@@ -124,9 +127,9 @@ def _defaults(field: str) -> str:
     }
     if None in values.values():
         return ""
-    if len(set(values.values())) == 1:
-        return f" ({next(iter(values.values()))})"
-    return f" ({', '.join(f'{name}: {value}' for name, value in values.items())})"
+    usual = Counter(values.values()).most_common(1)[0][0]
+    others = "".join(f"; {name}: {v}" for name, v in values.items() if v != usual)
+    return f" ({usual}{others})"
 
 
 def _base_config(args: argparse.Namespace) -> TrainConfig:

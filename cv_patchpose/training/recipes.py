@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cv_patchpose.training.options import TrainConfig
+from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 
 PAPER = TrainConfig(
     network="resnet18",
@@ -39,10 +39,18 @@ RINGS = TrainConfig(
     sigma_octaves=0.1,
     floor=0.01,
 )
+RINGS_48 = replace(
+    RINGS,
+    stem_channels=48,
+    channels=(48, 48, 48),
+    floor=0.001,
+    synthesis=SynthesisConfig(magnification=21.0),
+)
+RINGS_192 = replace(RINGS_48, stem_channels=192, channels=(192, 192, 192), hidden=128)
 # The first recipe of a network is its default.
 RECIPES: dict[str, dict[str, TrainConfig]] = {
     "polar": {"polar": TrainConfig()},
-    "rings": {"rings": RINGS},
+    "rings": {"rings": RINGS, "rings-48": RINGS_48, "rings-192": RINGS_192},
     "resnet18": {"paper": PAPER, "pairs": PAIRS, "views": VIEWS},
 }
 
@@ -52,7 +60,9 @@ def recipe(network: str, name: str | None = None) -> TrainConfig:
 
     Args:
         network: "polar", "rings" or "resnet18".
-        name: One of the network's recipes: "polar"; "rings"; for resnet18 "paper" (Lee, Jeong,
+        name: One of the network's recipes: "polar"; for rings "rings", or "rings-48" and
+            "rings-192", the shapes of the bundled models with the losses of their last round; for
+            resnet18 "paper" (Lee, Jeong,
             Cho, BMVC 2021: SGD at 3.0 with momentum 0.9, batches of 64, temperature 20, the
             alignment loss on PatchPose pairs, in float32, without a warm-up), "pairs" (ours on
             the same pairs: AdamW and the overlap loss) or "views" (the same on spoilt views of
