@@ -109,8 +109,8 @@ def views_of(photograph, config, seed=0):
     return [random_view(photograph.image, center, config, rng) for _ in range(config.views)]
 
 
-def places_of_detections(view):
-    return {k.pt for k in cv2.SIFT.create().detect(view.image)}
+def sizes_of_detections(view):
+    return {k.pt: k.size for k in cv2.SIFT.create().detect(view.image)}
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
@@ -124,19 +124,30 @@ def test_redetected_keypoints_lie_where_sift_finds_them_in_the_views(share):
     views = views_of(photograph, config)
     placed = place_keypoints(photograph, views, config, np.random.default_rng(1))
     assert placed.xy_px.shape == (16, 4, 2)
-    detected = [places_of_detections(view) for view in views]
-    found = np.array(
-        [[tuple(xy) in known for xy, known in zip(row, detected, strict=True)]
+    detected = [sizes_of_detections(view) for view in views]
+    size = np.array(
+        [[known.get(tuple(xy), np.nan) for xy, known in zip(row, detected, strict=True)]
          for row in placed.xy_px]
     )  # fmt: skip
+    found = np.isfinite(size)
     first = found.any(1)
     assert (found[first].sum(1) >= 3).all()
     assert 4 <= first.sum() <= round(16 * share)
     np.testing.assert_array_equal(np.isfinite(placed.scale_sigma), first)
     error = np.linalg.norm(placed.xy_px - placed.exact_px, axis=-1)
     assert 0 < error[found].max() < 3
-    octaves = np.log2(placed.window_px / placed.exact_window_px)[found]
-    assert 0.01 < np.abs(octaves).max() < 0.6
+    for window, blob in zip(placed.window_px, size, strict=True):
+        ratio = (window / blob)[np.isfinite(blob)]
+        np.testing.assert_allclose(ratio, ratio[:1].repeat(len(ratio)), rtol=1e-6)
+
+
+def test_no_more_keypoints_of_a_batch_are_redetected_than_asked_for(folder):
+    """Batches take only the first of a group, which must not all be redetected."""
+    config = SynthesisConfig(redetected=0.25, tracked=0.0, keypoints_per_view=32, clean=1.0)
+    photographs = read_photographs(folder)
+    stream = PairStream(photographs, GRID, config, batch_size=16, pool_size=64, seed=0, reuse=4)
+    share = [np.isfinite(batch.scale_sigma[:, 0]).mean() for batch in itertools.islice(stream, 40)]
+    assert 0.12 < np.mean(share) < 0.3
 
 
 def test_a_photograph_without_blobs_has_none_to_find_again():

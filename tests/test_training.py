@@ -525,6 +525,10 @@ def test_runs_that_began_differently_are_not_averaged(texture_folder, run, ring_
     Trainer(texture_folder, other, dataclasses.replace(TINY, seed=5)).train()
     with pytest.raises(ValueError, match="source: expected runs that began with the same weights"):
         export_checkpoint([run, run, other], tmp_path / "model.onnx")
+    wider = load_checkpoint(run / "checkpoint.pt")
+    wider["train_config"]["synthesis"]["magnification"] = 21.0
+    with pytest.raises(ValueError, match="source: expected runs of one magnification, got 18 and"):
+        average_network([load_checkpoint(run / "checkpoint.pt"), wider])
     with pytest.raises(ValueError, match="source: expected runs of one network, got one of"):
         export_checkpoint([run, ring_run], tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
@@ -634,7 +638,11 @@ def test_an_agreed_scale_moves_with_the_window_of_the_pupil():
 
 @pytest.mark.parametrize("tracked", [True, False])
 def test_a_teacher_that_agrees_reads_the_views_before_they_were_spoilt(toy_model, tracked):
-    """A bright sector in four views: one shows it elsewhere, one is spoilt and out of place."""
+    """A disc with a bright sector in four views.
+
+    One shows it elsewhere, also before it was spoilt; two others show it elsewhere once spoilt, and
+    one of these out of its place. The pupil's window of the second is larger by a scale bin.
+    """
     angles = np.array([0, 60, 200, 310])
     homographies = [
         np.vstack((cv2.getRotationMatrix2D((120, 120), -angle, 1.0), (0, 0, 1)))
@@ -643,28 +651,34 @@ def test_a_teacher_that_agrees_reads_the_views_before_they_were_spoilt(toy_model
 
     def sector(start_deg):
         image = np.full((240, 240), 20, np.uint8)
+        cv2.circle(image, (120, 120), 20, 120, -1, cv2.LINE_AA)
         begin, end = start_deg, start_deg + 50
-        return cv2.ellipse(image, (120, 120), (60, 60), 0, begin, end, 255, -1, cv2.LINE_AA)
+        return cv2.ellipse(image, (120, 120), (20, 20), 0, begin, end, 255, -1, cv2.LINE_AA)
 
     unspoilt = [sector(angle) for angle in (angles + [0, 90, 0, 0]).tolist()]
-    shown = [unspoilt[0], unspoilt[1], unspoilt[2], np.full((240, 240), 20, np.uint8)]
+    shown = [sector(angle) for angle in (angles + [0, 90, 180, 180]).tolist()]
     views = [View(*view) for view in zip(shown, homographies, unspoilt, strict=True)]
     config = SynthesisConfig(
-        jitter_px=0.0, jitter=0.0, canvas_px=240, tracked=float(tracked), scale_sigma_octaves=0.01
-    )
+        jitter_px=0.0, jitter=0.0, canvas_px=240, tracked=float(tracked), scale_sigma_octaves=0.01,
+        free=0.0, window_px=(110.0, 110.0),
+    )  # fmt: skip
     photograph = Photograph(sector(0), np.array([[120.0, 120.0]]), np.array([np.nan]))
     placed = place_keypoints(photograph, views, config, np.random.default_rng(0))
-    placed.xy_px[0, 3] += 15
+    placed.xy_px[0, 3] += 2
+    placed.window_px[0, 1] *= 2 ** (1 / 3)
     pyramids = [build_pyramid(view.image) for view in views]
     expected = (2.5 + angles / 10) % 36
 
-    def wrong(agreement):
-        teacher = Teacher(toy_model, PoseBins(), agreement=agreement)
-        peaks = teacher.tell(views, pyramids, placed).orientation[0].argmax(-1)
-        return np.flatnonzero(np.abs((peaks - expected + 18) % 36 - 18) > 1).tolist()
+    def read(agreement):
+        told = Teacher(toy_model, PoseBins(), agreement=agreement).tell(views, pyramids, placed)
+        peaks = told.orientation[0].argmax(-1)
+        wrong = np.flatnonzero(np.abs((peaks - expected + 18) % 36 - 18) > 1)
+        scales = told.scale[0].argmax(-1)
+        assert (scales[[0, 2]] - scales[1]).tolist() == [1, 1]
+        return wrong.tolist()
 
-    assert wrong(0.0) == [1, 3]
-    assert wrong(2.0) == ([] if tracked else [1, 3])
+    assert read(0.0) == [1, 2, 3]
+    assert read(2.0) == ([] if tracked else [1, 2, 3])
 
 
 def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):

@@ -22,7 +22,7 @@ from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 
 CHECKPOINT_NAME = "checkpoint.pt"
 CHECKPOINT_FORMAT = 1
-FAR = 0.8  # for an average; runs of an hour from the same weights differ by up to 0.5
+FAR = 0.8  # for an average; runs of 18 to 70 minutes from the same weights differed by 0.1 to 0.5
 _ENTRIES = (
     "train_config",
     "network_config",
@@ -115,11 +115,14 @@ def average_network(states: Sequence[dict[str, Any]]) -> nn.Module:
             beginning itself.
 
     Raises:
-        ValueError: runs of different networks, or whose weights have nothing in common.
+        ValueError: runs of different networks or magnifications, or whose weights have nothing in
+            common.
 
     Source: Wortsman et al., Model soups, ICML 2022.
     """
     network, shape = network_of(states[0]), shape_of(states[0])
+    if len(states) == 1:
+        return network
     for number, state in enumerate(states[1:], 2):
         if shape_of(state) != shape:
             raise ValueError(
@@ -133,6 +136,12 @@ def average_network(states: Sequence[dict[str, Any]]) -> nn.Module:
                 f"be averaged, got weights in number {number} that differ from those of the first "
                 f"by {distance:.2f} of their size"
             )
+    windows = {config_of(state).synthesis.magnification for state in states}
+    if len(windows) > 1:
+        raise ValueError(
+            "source: expected runs of one magnification, got "
+            + " and ".join(f"{window:g}" for window in sorted(windows))
+        )
     average = {
         name: torch.stack([state["average"][name] for state in states]).mean(0)
         if values.is_floating_point()

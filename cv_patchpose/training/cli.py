@@ -47,8 +47,12 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
 _VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
     "--magnification": ("magnification", float, "window of a blob over its size"),
     "--clean": ("clean", float, "chance that the views of a keypoint are not spoilt"),
-    "--tracked": ("tracked", float, "share of keypoints whose windows follow the zoom"),
-    "--redetected": ("redetected", float, "share of keypoints that SIFT finds again in the views"),
+    "--tracked": ("tracked", float, "share of the other keypoints whose windows follow the zoom"),
+    "--redetected": (
+        "redetected",
+        float,
+        "largest share of keypoints that SIFT finds again in the views",
+    ),
 }
 
 
@@ -119,7 +123,7 @@ def _given(args: argparse.Namespace, options: dict[str, tuple[str, type, str]]) 
 
 
 def _defaults(field: str) -> str:
-    """Say what an option is without being given: what it mostly is, and in which recipes not."""
+    """Say an option's usual default, and that of the recipes that differ."""
     configs = {name: config for known in RECIPES.values() for name, config in known.items()}
     values = {
         name: getattr(config, field, getattr(config.synthesis, field, None))

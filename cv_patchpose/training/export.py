@@ -80,7 +80,8 @@ def export_checkpoint(
     Args:
         source: A checkpoint or the folder of a training run. Or several: of resnet18 two, one of a
             network for the orientation and one of a network for the scale; of other networks runs
-            that began with the same weights, which are averaged (`checkpoint.average_network`).
+            that began with the same weights, which are averaged, as are their calibrations
+            (`checkpoint.average_network`).
         output: ONNX file to write.
         name: Name in the metadata; the output's stem when None.
         magnification: Diameter of the support window over the keypoint's size; that of the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ class Teacher:
         bins: of the network that learns, which must be the model's.
         octaves: log2 of the windows over those of the pupil; each a whole number of scale bins.
         agreement: 0: it tells of each view what it finds in the pupil's patch. Otherwise, of
-            keypoints whose windows follow the zoom, it reads all views as they were before they
+            keypoints that are tracked or found again, it reads all views as they were before they
             were spoilt, and tells what it finds in them together, with this power, see `agree`.
 
     Raises:
@@ -177,9 +178,10 @@ def agree(
     back = _turn(np.repeat(_mean(orientation, power), turns.shape[1], 1), -turns)
     scale = np.exp(_mean(np.log(told.scale + LEAST), power))[:, 0]
     index = np.arange(bins.scale)
+    steps = np.round(octaves * bins.scale_per_octave, 6)  # a hair off 0 would empty an end bin
     moved = [
         [np.interp(index - by, index, row, left=0, right=0) for by in moves]
-        for row, moves in zip(scale, octaves * bins.scale_per_octave, strict=True)
+        for row, moves in zip(scale, steps, strict=True)
     ]
     return PoseHistograms(
         scale=np.array(moved, np.float32),
@@ -207,11 +209,15 @@ def _join(others: PoseHistograms, some: PoseHistograms, which: NDArray[np.bool_]
 def _turn(values: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turn (..., R) circles of values back by (...) bins, interpolated by a cubic."""
     count = values.shape[-1]
-    upsampling = upsampling_matrix(count, FINE_SAMPLES_PER_BIN, circular=True).numpy()
-    fine = values @ upsampling.T
+    fine = values @ _upsampling(count).T
     start = np.rint(bins * FINE_SAMPLES_PER_BIN).astype(int)[..., None]
     index = (start + FINE_SAMPLES_PER_BIN * np.arange(count)) % fine.shape[-1]
     return np.asarray(np.take_along_axis(fine, index, -1))
+
+
+@lru_cache(maxsize=8)
+def _upsampling(bins: int) -> NDArray[np.float32]:
+    return np.asarray(upsampling_matrix(bins, FINE_SAMPLES_PER_BIN, circular=True).numpy())
 
 
 def move_bins(values: NDArray[np.float32], bins: int, outside: float) -> NDArray[np.float32]:

@@ -76,8 +76,8 @@ class SynthesisConfig:
         jitter: spread of a keypoint's place, as a share of the window's diameter.
         jitter_px: the same in pixels of the view, added.
         redetected: largest share of keypoints that are blobs which SIFT finds again in all views
-            but one: they have the places and the sizes that it finds there. Costs more than twice
-            the time of making views.
+            or all but one: they have the places and the sizes that it finds there. Making views
+            then takes more than twice the time.
         tracked: share of the other keypoints whose windows follow the zoom, as those of detectors
             that measure scale; the network is told that the scale is known to their spread.
         free: share of the keypoints left whose windows follow it up to any error; the rest have
@@ -171,9 +171,10 @@ class TrainConfig:
         teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
             size over the network's.
         teacher_weight: of imitation, beside the loss of pairs.
+        teacher_targets: histograms to imitate, "orientation", "scale" or both.
         teacher_agreement: 0: of each view the teacher tells what it finds in the pupil's patch.
-            Otherwise, where windows follow the zoom, what it finds in all views together before
-            they were spoilt, the more decidedly the larger this is, see `imitation.agree`.
+            Otherwise, of keypoints tracked or found again, what it finds in all views together
+            before they were spoilt, the more decidedly the larger this is, see `imitation.agree`.
         synthesis: ranges of the synthesis.
 
     Raises:

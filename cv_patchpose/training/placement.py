@@ -14,9 +14,10 @@ from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph
 from cv_patchpose.training.synthesis import View
 
-NEAR_SIZES = 0.5  # a blob is found again within so many of its sizes of its true place,
-NEAR_PX = (1.5, 3.0)  # but within these bounds,
-NEAR_OCTAVES = 0.6  # and with its size up to this
+# How far a detection may be from the truth to be that blob.
+NEAR_SIZES = 0.5  # between the places, in diameters of the blob,
+NEAR_PX = (1.5, 3.0)  # no less and no more than these
+NEAR_OCTAVES = 0.6  # between the sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,8 @@ def place_keypoints(
     redetected = None
     if config.redetected:
         redetected = find_again(photograph, chosen, views)
-        order = _order(redetected, config)
-        chosen, redetected = chosen[order], redetected.take(order)
+        index = rng.permutation(_choose(redetected.found, config))
+        chosen, redetected = chosen[index], redetected.take(index)
     else:
         chosen = chosen[: config.keypoints_per_view]
     if len(chosen) == 0:
@@ -155,14 +156,16 @@ def _find_in(
     return found, blobs[nearest, :2], blobs[nearest, 2]
 
 
-def _order(redetected: Redetections, config: SynthesisConfig) -> NDArray[np.intp]:
-    """Put what is found again first, up to its share; the others count as not found."""
-    again = redetected.found.sum(1) >= config.views - 1
-    most = round(config.redetected * config.keypoints_per_view)
-    first = np.flatnonzero(again)[:most]
-    others = np.flatnonzero(~again)[: config.keypoints_per_view - len(first)]
-    redetected.found[others] = False
-    return np.concatenate((first, others))
+def _choose(found: NDArray[np.bool_], config: SynthesisConfig) -> NDArray[np.intp]:
+    """Take what is found again up to its share, and fill up with others.
+
+    Those count as not found, also where some views show them: (K, V) `found` is changed.
+    """
+    again = np.flatnonzero(found.sum(1) >= config.views - 1)
+    again = again[: round(config.redetected * config.keypoints_per_view)]
+    others = np.delete(np.arange(len(found)), again)[: config.keypoints_per_view - len(again)]
+    found[others] = False
+    return np.concatenate((again, others))
 
 
 def _reference_windows(

@@ -61,12 +61,11 @@ def recipe(network: str, name: str | None = None) -> TrainConfig:
     Args:
         network: "polar", "rings" or "resnet18".
         name: One of the network's recipes: "polar"; for rings "rings", or "rings-48" and
-            "rings-192", the shapes of the bundled models with the losses of their last round; for
-            resnet18 "paper" (Lee, Jeong,
-            Cho, BMVC 2021: SGD at 3.0 with momentum 0.9, batches of 64, temperature 20, the
-            alignment loss on PatchPose pairs, in float32, without a warm-up), "pairs" (ours on
-            the same pairs: AdamW and the overlap loss) or "views" (the same on spoilt views of
-            photographs).
+            "rings-192", which have the shapes, windows and losses of the bundled models; for
+            resnet18 "paper" (Lee, Jeong, Cho, BMVC 2021: SGD at 3.0 with momentum 0.9, batches of
+            64, temperature 20, the alignment loss on PatchPose pairs, in float32, without a
+            warm-up), "pairs" (ours on the same pairs: AdamW and the overlap loss) or "views" (the
+            same on spoilt views of photographs).
 
     "paper" is exact, but that the last weights are kept and not those of the best validation. In
     the budgets tried, 110,000 to 199,000 pairs, it did not train: with PyTorch's usual
