@@ -54,21 +54,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _build_parser(arguments).parse_args(arguments)
-        with naming(_OPTIONS):
-            code = _VERBS[args.verb].run(args) or 0
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # What is left in the buffer must go somewhere, or the interpreter complains at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        try:
+            args = _build_parser(arguments).parse_args(arguments)
+            with naming(_OPTIONS):
+                return _VERBS[args.verb].run(args) or 0
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
     except _FAILURES as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return 141
         print(f"cv-patchpose: error: {_describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cv-patchpose: interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_has_gone() -> bool:
+    """Tell whether nobody reads what is printed any more; if so, drop what is left of it."""
+    try:
+        print(flush=True)  # only by printing can it be told
+    except BrokenPipeError:
+        # It must go somewhere, or the interpreter complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 class _Verb(NamedTuple):
@@ -179,8 +190,8 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RUN_OR_CHECKPOINT",
-        help="of one network; of two of resnet18, for orientation and scale; or of several runs "
-        "from the same --init, which are averaged",
+        help="of one network; of two of resnet18, for orientation and scale; or of several that "
+        "began with the same weights, which are averaged",
     )
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
     parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")

@@ -53,7 +53,7 @@ class ModelMetadata:
     point_window_px: float = 64.0
     scale_offset_octaves: float = 0.0
     scale_prior_octaves: float | None = None
-    second_mode_ratio: float = 0.3
+    second_mode_ratio: float = 0.25
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

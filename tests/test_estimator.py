@@ -103,14 +103,19 @@ class TestEngines:
 
 @pytest.mark.parametrize("name", BUNDLED_MODELS)
 def test_engines_agree_on_bundled_models(name):
+    """Float to rounding; in eight bits a value on the edge may be rounded to either side."""
     pytest.importorskip("onnxruntime")
     runtime, opencv = (PoseEstimator(name, engine=engine) for engine in ENGINES)
     rng = np.random.default_rng(0)
+    differences = []
     for count in (16, 5, 16):
         given = rng.standard_normal((count, *runtime.metadata.patch_shape)).astype(np.float32)
         ours, theirs = (estimator.histograms(given) for estimator in (runtime, opencv))
-        np.testing.assert_allclose(ours.scale, theirs.scale, atol=1e-4)
-        np.testing.assert_allclose(ours.orientation, theirs.orientation, atol=1e-4)
+        for one, other in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+            differences.extend(np.abs(one - other).max(1).tolist())
+    assert np.quantile(differences, 0.95) <= 2e-5
+    eight_bits = "eight_bits" in runtime.metadata.training
+    assert max(differences) <= (1e-3 if eight_bits else 1e-4)
 
 
 class TestChoice:
