@@ -126,4 +126,5 @@ def test_help_shows_the_defaults(capsys):
     text = capsys.readouterr().out
     assert "keypoints per step (64)" in text
     text = " ".join(text.split())
-    assert "overlap or alignment (polar: overlap, rings: overlap, paper: alignment," in text
+    assert "overlap or alignment (overlap; paper: alignment)" in text
+    assert "of the overlap loss: pairs far below it hardly count (0.01; polar: 0.05;" in text
