@@ -415,11 +415,11 @@ class TestErrors:
         assert not (tmp_path / "k.csv").exists()
 
     @pytest.mark.parametrize(("argument", "codes"), [("info", {141}), ("--help", {0, 141})])
-    def test_a_reader_that_has_heard_enough_is_no_error(self, argument, codes):
+    def test_a_reader_that_has_heard_enough_is_no_error(self, argument, codes, toy_model):
         """As `cv-patchpose info | head -1`, whose pipe is closed while we still write."""
         reading, writing = os.pipe()
         os.close(reading)
-        command = [sys.executable, "-m", "cv_patchpose.cli", argument]
+        command = [sys.executable, "-m", "cv_patchpose.cli", argument, toy_model]
         try:
             done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
         finally:
