@@ -64,8 +64,8 @@ def place_keypoints(
     chosen = rng.permutation(_visible_everywhere(photograph, homographies, config))
     redetected = None
     if config.redetected:
-        redetected = find_again(photograph, chosen, views)
-        index = rng.permutation(_choose(redetected.found, config))
+        index, redetected = _choose(find_again(photograph, chosen, views), config)
+        index = rng.permutation(index)
         chosen, redetected = chosen[index], redetected.take(index)
     else:
         chosen = chosen[: config.keypoints_per_view]
@@ -156,16 +156,18 @@ def _find_in(
     return found, blobs[nearest, :2], blobs[nearest, 2]
 
 
-def _choose(found: NDArray[np.bool_], config: SynthesisConfig) -> NDArray[np.intp]:
-    """Take what is found again up to its share, and fill up with others.
-
-    Those count as not found, also where some views show them: (K, V) `found` is changed.
-    """
+def _choose(
+    redetected: Redetections, config: SynthesisConfig
+) -> tuple[NDArray[np.intp], Redetections]:
+    """Take what is found again up to its share, and fill up with others, whose detections go."""
+    found = redetected.found
     again = np.flatnonzero(found.sum(1) >= config.views - 1)
     again = again[: round(config.redetected * config.keypoints_per_view)]
     others = np.delete(np.arange(len(found)), again)[: config.keypoints_per_view - len(again)]
-    found[others] = False
-    return np.concatenate((again, others))
+    counts = np.zeros((len(found), 1), bool)
+    counts[again] = True
+    kept = dataclasses.replace(redetected, found=found & counts)
+    return np.concatenate((again, others)), kept
 
 
 def _reference_windows(
