@@ -2,8 +2,8 @@
 
 Planar scenes by homography-matching, calibrated scenes by two-view, each as taken and turned, with
 several descriptors and matchers. What is measured is cached by the command, so that a run that
-was interrupted goes on. A table whose file is in the folder of results is not measured again: remove
-the files to measure a new model.
+was interrupted goes on. A table whose file is in the folder of results is not measured again:
+remove the files to measure a new model.
 """
 
 from __future__ import annotations
