@@ -77,9 +77,10 @@ py::array_t<float> sample_polar(const std::vector<py::array>& levels, const Doub
   py::array_t<float> patches(
       {keypoints.count, py::ssize_t(1), rows, columns + py::ssize_t(2) * halo});
   float* const out = patches.mutable_data();
+  const patchpose::Kernels& kernels = patchpose::find_kernels();  // under the GIL: reads environ
   {
     py::gil_scoped_release release;
-    patchpose::sample_polar(pyramid, keypoints, grid, num_threads, out);
+    patchpose::sample_polar(pyramid, keypoints, grid, kernels, num_threads, out);
   }
   return patches;
 }
@@ -92,9 +93,10 @@ py::array_t<float> sample_square(const std::vector<py::array>& levels, const Dou
   const py::ssize_t side = size;
   py::array_t<float> patches({keypoints.count, py::ssize_t(pyramid.channels), side, side});
   float* const out = patches.mutable_data();
+  const patchpose::Kernels& kernels = patchpose::find_kernels();
   {
     py::gil_scoped_release release;
-    patchpose::sample_square(pyramid, keypoints, size, num_threads, out);
+    patchpose::sample_square(pyramid, keypoints, size, kernels, num_threads, out);
   }
   return patches;
 }

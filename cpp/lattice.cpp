@@ -1,6 +1,6 @@
 // Compiled once for each instruction set, with PATCHPOSE_ISA as its name. Everything is local to
 // the file and nothing of the standard library is called: a function that two sets share might be
-// linked from the wrong one. Plain loops, which compilers vectorise.
+// linked from the wrong one. Plain loops, which compilers vectorise, but for some of AVX-512.
 #include "lattice.hpp"
 
 #include <cstring>

@@ -220,7 +220,7 @@ struct Turn {
 }  // namespace
 
 void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, const PolarGrid& grid,
-                  int num_threads, float* patches) {
+                  const Kernels& kernels, int num_threads, float* patches) {
   check_pyramid(pyramid);
   if (pyramid.channels != 1) {
     throw std::invalid_argument("levels: expected 1 channel, got " +
@@ -235,7 +235,6 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
     throw std::invalid_argument("halo: expected 0 to columns, got " + std::to_string(grid.halo));
   }
   check_values(std::int64_t(grid.radii.size()), grid.columns + std::int64_t(2) * grid.halo);
-  const Kernels& kernels = find_kernels();
   const LevelReader reader(pyramid, kernels);
   const int rows = int(grid.radii.size()), columns = grid.columns;
   Positions disc(rows * columns);  // of each ring and column at angle 0, in windows
@@ -275,7 +274,7 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
 }
 
 void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, int size,
-                   int num_threads, float* patches) {
+                   const Kernels& kernels, int num_threads, float* patches) {
   check_pyramid(pyramid);
   if (pyramid.channels != 1 && pyramid.channels != 3) {
     throw std::invalid_argument("levels: expected 1 or 3 channels, got " +
@@ -284,7 +283,7 @@ void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, in
   if (size < 1)
     throw std::invalid_argument("size: expected 1 or more, got " + std::to_string(size));
   check_values(size, size);
-  const LevelReader reader(pyramid, find_kernels());
+  const LevelReader reader(pyramid, kernels);
   const double middle = (size - 1) / 2.0;
   const std::int64_t area = std::int64_t(size) * size;
   Positions ticks(area);  // of each sample, in spacings from the centre

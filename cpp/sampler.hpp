@@ -47,10 +47,10 @@ struct PolarGrid {
 // Writes (count, 1, rows, columns + 2 halo) values in [0, 1] (uint8 / 255, uint16 / 65535, float32
 // as is) to `patches`. Throws std::invalid_argument; then the patches are unspecified.
 void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, const PolarGrid& grid,
-                  int num_threads, float* patches);
+                  const Kernels& kernels, int num_threads, float* patches);
 
 // Writes (count, channels, size, size) values, scaled likewise. Throws std::invalid_argument.
 void sample_square(const PyramidView& pyramid, const KeypointView& keypoints, int size,
-                   int num_threads, float* patches);
+                   const Kernels& kernels, int num_threads, float* patches);
 
 }  // namespace patchpose

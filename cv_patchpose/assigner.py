@@ -41,7 +41,7 @@ class PatchPoseAssigner:
     Can be pickled. Not changed by use: one object serves any number of images and threads.
 
     Args:
-        model: "polar"; "polar-large", a little more accurate at several times the cost;
+        model: "polar"; "polar-large", more exact in some measures at several times the cost;
             "resnet18", the network of the paper; or the path of an exported ONNX file.
         descriptor: What the keypoints are described with: the name of an OpenCV descriptor, or a
             cv2 extractor object, whose settings are read; see `descriptors.rule_for`.
@@ -65,10 +65,11 @@ class PatchPoseAssigner:
             whose detector measured a scale (octave not 0, or angle above 0), a wide one for regions
             and blobs, none for points of one size (FAST, GFTT, clicks) and with window_px; see
             `support.choose_support`.
-        passes: How often a pose is read; each time but the first in the window of the size that was
-            found the time before, about which a prior then holds, or in one an octave wider where
-            nothing was to be seen. "auto": twice for points of one size whose size is to be
-            written, unless a window, a magnification or a prior is given, and once for all others.
+        passes: How often a pose is read, 1 to 16; each time but the first in the window of the size
+            that was found the time before, about which a prior then holds, or in one an octave
+            wider where nothing was to be seen. "auto": twice for points of one size whose size is
+            to be written, unless a window, a magnification or a prior is given, and once for all
+            others.
 
     Raises:
         ModelError: The model is missing, foreign or broken.

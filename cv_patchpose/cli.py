@@ -190,7 +190,7 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RUN_OR_CHECKPOINT",
-        help="of one network; of two of resnet18, for orientation and scale; or of several that "
+        help="of one run; of two of resnet18, for orientation and scale; or of several runs that "
         "began with the same weights, which are averaged",
     )
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
@@ -198,12 +198,12 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--magnification", type=float, help="support window over size (that of the training)"
     )
-    parser.add_argument("--int8", action="store_true", help="weights of eight bits: a quarter")
+    parser.add_argument("--int8", action="store_true", help="int8 weights: a quarter of the size")
     parser.add_argument(
         "--quantize-on",
         type=Path,
         metavar="PHOTOGRAPHS",
-        help="let convolutions of a ring network count in eight bits, in ranges seen on these",
+        help="int8 convolutions of a rings network, with ranges calibrated on these photographs",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,6 @@ _GPU_PROVIDERS = {
 }
 # The default search times every way to convolve for each new number of patches.
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC"}}
-_LOG = logging.getLogger(__name__)
 
 
 class _Engine(Protocol):
@@ -254,6 +252,13 @@ def _check_threads(num_threads: int | None) -> int | None:
     return int(num_threads)
 
 
+def _warn(message: str, *values: object) -> None:
+    """Write a line to the log."""
+    import logging  # which takes milliseconds that are seldom needed
+
+    logging.getLogger(__name__).warning(message, *values)
+
+
 def _choose_engine(engine: str | None) -> str:
     if engine is not None and engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)} or None, got {engine!r}")
@@ -268,7 +273,7 @@ def _choose_engine(engine: str | None) -> str:
                 f"(pip install 'cv-patchpose[cpu]'), got {error}"
             ) from error
         if getattr(error, "name", None) != "onnxruntime":  # installed, but broken
-            _LOG.warning("running models on cv2.dnn, because onnxruntime fails: %s", error)
+            _warn("running models on cv2.dnn, because onnxruntime fails: %s", error)
         return "opencv"
     return "onnxruntime"
 
@@ -282,7 +287,7 @@ class _RuntimeEngine:
         available = onnxruntime.get_available_providers()
         usable = [name for name in providers if name in available and name != _CPU_PROVIDER]
         for name in set(providers) - set(available):
-            _LOG.warning("the execution provider %s is not available", name)
+            _warn("the execution provider %s is not available", name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         chosen = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in usable]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -85,6 +84,8 @@ class ModelMetadata:
 
     def to_json(self) -> str:
         """Write the value of the ONNX file's "patchpose" metadata property."""
+        import json  # here and below: importing the package needs none of it
+
         polar = isinstance(self.grid, PolarGrid)
         grid = {"kind": "polar" if polar else "square", **asdict(self.grid)}
         if not polar:
@@ -100,6 +101,8 @@ class ModelMetadata:
         Raises:
             ValueError: Not a JSON object of the known format with the known entries.
         """
+        import json
+
         document = json.loads(text)
         if not isinstance(document, dict) or document.get("format") != METADATA_FORMAT:
             found = document.get("format") if isinstance(document, dict) else type(document)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+_MOST_PASSES = 16  # each may double the window where nothing is to be seen
+
 
 @dataclass(frozen=True, kw_only=True)
 class AssignerOptions:
@@ -36,7 +38,7 @@ class AssignerOptions:
         _check_positive("magnification", self.magnification)
         _check_positive("window_px", self.window_px)
         _check_prior(self.scale_prior_octaves)
-        _check_count("passes", self.passes, or_auto=True)
+        _check_count("passes", self.passes, or_auto=True, most=_MOST_PASSES)
         if self.window_px is None:
             return
         if self.magnification is not None:
@@ -48,12 +50,17 @@ class AssignerOptions:
             )
 
 
-def _check_count(name: str, value: Any, *, or_auto: bool = False) -> None:
+def _check_count(name: str, value: Any, *, or_auto: bool = False, most: float = math.inf) -> None:
     if or_auto and isinstance(value, str) and value == "auto":
         return
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+    if (
+        not isinstance(value, (int, np.integer))
+        or isinstance(value, bool)
+        or not 1 <= value <= most
+    ):
         others = '"auto" or ' if or_auto else ""
-        raise ValueError(f"{name}: expected {others}an integer of at least 1, got {value!r}")
+        bounds = "of at least 1" if most == math.inf else f"from 1 to {most}"
+        raise ValueError(f"{name}: expected {others}an integer {bounds}, got {value!r}")
 
 
 def _check_flag(name: str, value: Any) -> None:

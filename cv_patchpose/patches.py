@@ -7,7 +7,6 @@ The functions whose names end in `_reference` say in NumPy what is sampled. The 
 from __future__ import annotations
 
 import importlib
-import logging
 from types import ModuleType
 from typing import TypeAlias
 
@@ -43,6 +42,8 @@ def _load_kernel() -> ModuleType | None:
     try:
         return importlib.import_module("cv_patchpose._core")
     except ImportError as error:
+        import logging  # which takes milliseconds that are seldom needed
+
         logging.getLogger(__name__).warning("sampling with NumPy, which is slower: %s", error)
         return None
 

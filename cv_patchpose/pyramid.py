@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Image: TypeAlias = NDArray[Any]
 
 MIN_LEVEL_SIDE_PX = 4
+LARGEST_VALUE = 1e18  # the square of it still fits into single precision
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def build_pyramid(image: object, *, color: bool = False) -> ImagePyramid:
 
     Raises:
         TypeError: not an array.
-        ValueError: shape, dtype, or a value that is not finite.
+        ValueError: shape, dtype, or a value that is not finite or beyond 1e18.
 
     Source: P. J. Burt, E. H. Adelson, IEEE Trans. Communications 1983,
         doi:10.1109/TCOM.1983.1095851, for the halving; the half octaves are ours.
@@ -101,12 +102,18 @@ def check_unit_range(image: Image) -> None:
 def _check_image(image: object) -> Image:
     """Return the image as a C-contiguous array of finite values and 2 x 2 pixels or more."""
     array = read_pixels(image)
-    if array.dtype == np.float32 and not cv2.checkRange(array)[0]:
-        raise ValueError("image: expected finite values, got NaN or infinity")
+    if array.dtype == np.float32 and not _in_range(array):
+        value = array[~(np.abs(array) < LARGEST_VALUE)][0]
+        raise ValueError(f"image: expected finite values below {LARGEST_VALUE:g}, got {value:g}")
     for axis in (0, 1):
         if array.shape[axis] == 1:
             array = np.repeat(array, 2, axis)
     return np.ascontiguousarray(array)
+
+
+def _in_range(array: Image) -> bool:
+    """Tell whether all values are finite and below 1e18, either way."""
+    return bool(cv2.checkRange(array, minVal=-LARGEST_VALUE, maxVal=LARGEST_VALUE)[0])
 
 
 def _convert_channels(image: Image, color: bool) -> Image:

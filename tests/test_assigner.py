@@ -466,8 +466,9 @@ class TestErrors:
         [
             ({"top_k": 0}, "top_k: expected an integer of at least 1, got 0"),
             ({"top_k": 1.5}, "top_k: expected an integer of at least 1, got 1.5"),
-            ({"passes": 0}, 'passes: expected "auto" or an integer of at least 1, got 0'),
-            ({"passes": "2"}, "passes: expected \"auto\" or an integer of at least 1, got '2'"),
+            ({"passes": 0}, 'passes: expected "auto" or an integer from 1 to 16, got 0'),
+            ({"passes": 17}, 'passes: expected "auto" or an integer from 1 to 16, got 17'),
+            ({"passes": "2"}, "passes: expected \"auto\" or an integer from 1 to 16, got '2'"),
             ({"magnification": 0}, "magnification: expected a finite number above 0"),
             ({"window_px": float("nan")}, "window_px: expected a finite number above 0"),
             ({"window_px": 9, "magnification": 9}, "window_px: expected None together with"),

@@ -127,4 +127,4 @@ def test_help_shows_the_defaults(capsys):
     assert "keypoints per step (64)" in text
     text = " ".join(text.split())
     assert "overlap or alignment (overlap; paper: alignment)" in text
-    assert "of the overlap loss: pairs far below it hardly count (0.01; polar: 0.05;" in text
+    assert "the larger, the less outliers count (0.01; polar: 0.05;" in text

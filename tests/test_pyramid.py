@@ -97,6 +97,7 @@ def test_bool_becomes_black_and_white():
         (np.zeros((4, 4), ">u2"), ValueError, "image: expected bool, .* got >u2"),
         (np.full((4, 4), np.nan, np.float32), ValueError, "image: expected finite values"),
         (np.full((4, 4), np.inf, np.float32), ValueError, "image: expected finite values"),
+        (np.full((4, 4), -2e18, np.float32), ValueError, r"image: .* below 1e\+18, got -2e\+18"),
     ],
 )
 def test_bad_images_are_named(image, error, message):

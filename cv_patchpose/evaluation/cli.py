@@ -57,60 +57,75 @@ _OPTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; options left out keep the protocol's default."""
     names = ", ".join(_BENCHMARKS)
-    parser.add_argument("benchmark", metavar="BENCHMARK",
-            help=f"one of {names}. The difficulty of two-view is the angle between the optical "
-            "axes, not that of the baseline, for which 3-D points would be needed")  # fmt: skip
+    parser.add_argument("benchmark", metavar="BENCHMARK", help=f"one of {names}")
     parser.add_argument("root", type=Path, metavar="ROOT",
-                        help="folder of sequences, of images, or a PatchPose dataset")  # fmt: skip
+            help="scenes in HPatches' layout; two-view: folders with cameras.json, or IMC2021's; "
+            "patchpose: photographs, or a dataset that generate wrote")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, help="JSON file to write")
     parser.add_argument("--report", type=Path, metavar="DIR",
             help="folder for report.html with plots and pictures, report.json, rows.csv and "
             "pairs.csv; -o, --report or both")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("--cache", type=Path, metavar="DIR",
-            help="where results of pairs are kept, so that a run goes on where it was stopped and "
-            f"a new method measures only itself (default {_CACHE} beside the output)")  # fmt: skip
+            help="where results of pairs are kept, so that an interrupted run continues and adding "
+            f"a method evaluates only that method ({_CACHE} beside the output)")  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="measure everything, keep nothing")
-    options = parser.add_argument_group("protocol").add_argument
     absent = argparse.SUPPRESS
+
+    options = parser.add_argument_group("all benchmarks").add_argument
     options("--methods", type=_comma_list, required=True, metavar="A,B,...",
             help=f"{'. '.join(METHODS_HELP)}. With detectors that measure no angle (all but "
             f"{', '.join(_WITH_ANGLE)}), detector is SIFT's gradient rule")  # fmt: skip
-    options("--detector", default=absent,
-            help=f"one of {', '.join((*DETECTORS, *PEER_DETECTORS))} (default sift)")  # fmt: skip
-    options("--descriptor", default=absent,
-            help=f"one of {', '.join(DESCRIPTORS)} (default sift, as RootSIFT)")  # fmt: skip
-    options("--matcher", default=absent,
-            help=f"one of {', '.join(MATCHERS)} (default mutual; adalam for two-view)")  # fmt: skip
-    options("--max-keypoints", type=int, default=absent,
-            help="strongest points kept (1000; 2048 for two-view); of fixed points 400 at most, of "
-            "the paper's 25")  # fmt: skip
-    options("--budget", default=absent,
-            help="what is counted: places, or keypoints, of which a place may have several "
-            "(default places; keypoints for two-view)")  # fmt: skip
-    options("--corner-size", type=float, default=absent, metavar="PX",
-            help="size of points of detectors without scale (12)")  # fmt: skip
-    options("--min-zoom-change", type=float, default=absent, metavar="F",
-            help="only pairs zoomed by more than F or less than 1/F")  # fmt: skip
-    options("--points", default=absent, help="fixed, repeated or paper: 25 of SIFT and Harris "
-            "(default fixed)")  # fmt: skip
-    options("--window-px", type=float, default=absent, help="support of fixed points (96)")
-    options("--ground-truth", default=absent, help="local, global or normalized (default local)")
-    options("--rotate", type=float, default=absent, metavar="DEG", help="turn image 2 clockwise")
-    options("--zoom", type=float, default=absent, metavar="F", help="zoom image 2")
-    options("--random-turn", action="store_true", default=absent,
-            help="turn image 2 by an angle drawn for each image")  # fmt: skip
-    options("--scale-prior", type=_scale_prior, default=absent, metavar="OCTAVES",
-            help="deviation of the prior on scale, none, or auto (default)")  # fmt: skip
-    options("--split", default=absent, help=f"of a dataset: {', '.join(SPLITS)} (test)")
-    options("--split-by", default=absent, help=f"{' or '.join(SPLIT_RULES)} (image)")
-    options("--top-k", type=int, default=absent, metavar="K",
-            help="recall with 1 to K candidates, homography-pose or on a dataset (1)")  # fmt: skip
-    options("--images", type=int, default=absent, help="photographs drawn (20)")
-    options("--seed", type=int, default=absent, help="of the draws (0)")
     options("--peer-weights", type=Path, default=absent, metavar="DIR",
             help="folder with OriNet.pth, AffNet.pth and other published weights")  # fmt: skip
     options("--quick", action="store_true", default=absent, help="a third of the work")
+
+    options = parser.add_argument_group("all but patchpose").add_argument
+    options("--max-keypoints", type=int, default=absent,
+            help="strongest points kept (1000; two-view: 2048); at most 400 of fixed points, 25 of "
+            "the paper's")  # fmt: skip
+    options("--rotate", type=float, default=absent, metavar="DEG", help="rotate image 2 clockwise")
+    options("--zoom", type=float, default=absent, metavar="F", help="zoom image 2")
+    options("--scale-prior", type=_scale_prior, default=absent, metavar="OCTAVES",
+            help="standard deviation of the prior on scale, or none, or auto (auto)")  # fmt: skip
+
+    options = parser.add_argument_group("homography-matching and two-view").add_argument
+    options("--detector", default=absent,
+            help=f"one of {', '.join((*DETECTORS, *PEER_DETECTORS))} (sift)")  # fmt: skip
+    options("--descriptor", default=absent,
+            help=f"one of {', '.join(DESCRIPTORS)} (sift, as RootSIFT)")  # fmt: skip
+    options("--matcher", default=absent,
+            help=f"one of {', '.join(MATCHERS)} (mutual; two-view: adalam)")  # fmt: skip
+    options("--budget", default=absent,
+            help="what --max-keypoints counts: places, or keypoints, of which a place may have "
+            "several (places; two-view: keypoints)")  # fmt: skip
+    options("--corner-size", type=float, default=absent, metavar="PX",
+            help="size of points of detectors without scale (12)")  # fmt: skip
+
+    options = parser.add_argument_group("homography-matching").add_argument
+    options("--min-zoom-change", type=float, default=absent, metavar="F",
+            help="only pairs zoomed by more than F or less than 1/F")  # fmt: skip
+
+    about = "difficulty is the angle between the optical axes: easy below 15 degrees, hard from 30"
+    options = parser.add_argument_group("two-view", about).add_argument
+    options("--random-turn", action="store_true", default=absent,
+            help="rotate image 2 by an angle drawn for each image")  # fmt: skip
+
+    options = parser.add_argument_group("homography-pose").add_argument
+    options("--points", default=absent,
+            help="fixed, repeated, or paper: 25 of SIFT and Harris (fixed)")  # fmt: skip
+    options("--ground-truth", default=absent, help="local, global or normalized (local)")
+    options("--window-px", type=float, default=absent,
+            help="support window of fixed points, also for patchpose (96)")  # fmt: skip
+    options("--top-k", type=int, default=absent, metavar="K",
+            help="recall with 1 to K candidates, also for patchpose on a dataset (1)")  # fmt: skip
+
+    options = parser.add_argument_group("patchpose").add_argument
+    options("--images", type=int, default=absent, help="photographs drawn (20)")
+    options("--seed", type=int, default=absent, help="of everything drawn, also for two-view (0)")
+    options("--split", default=absent, help=f"of a dataset: {', '.join(SPLITS)} (test)")
+    options("--split-by", default=absent,
+            help=f"of a dataset: {' or '.join(SPLIT_RULES)} (image)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,23 +30,31 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--streams": ("streams", int, "threads that make batches"),
     "--workers": ("workers", int, "processes that make batches instead; 0: none"),
     "--loss": ("loss", str, "overlap or alignment"),
-    "--floor": ("floor", float, "of the overlap loss: pairs far below it hardly count"),
-    "--reuse": ("reuse", int, "how often a keypoint's patches are drawn"),
+    "--floor": (
+        "floor",
+        float,
+        "added to the probability in the overlap loss: the larger, the less outliers count",
+    ),
+    "--reuse": ("reuse", int, "how often the patches of a keypoint are used, on average"),
     "--init": ("init", str, "checkpoint to begin with"),
-    "--teacher": ("teacher", str, "model to imitate too, by name or ONNX file"),
-    "--teacher-weight": ("teacher_weight", float, "of imitation beside the loss of pairs"),
+    "--teacher": ("teacher", str, "model whose histograms are imitated too, name or ONNX file"),
+    "--teacher-weight": (
+        "teacher_weight",
+        float,
+        "weight of the imitation loss, beside the loss of pairs",
+    ),
     "--teacher-agreement": (
         "teacher_agreement",
         float,
-        "power of what the teacher finds in all views together; 0: what it finds in each",
+        "exponent on the consensus of what the teacher finds in all views; 0: no consensus",
     ),
 }
 
 
 # The same of SynthesisConfig.
 _VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
-    "--magnification": ("magnification", float, "window of a blob over its size"),
-    "--clean": ("clean", float, "chance that the views of a keypoint are not spoilt"),
+    "--magnification": ("magnification", float, "support window of a blob over its size"),
+    "--clean": ("clean", float, "share of keypoints whose views are not degraded"),
     "--tracked": ("tracked", float, "share of the other keypoints whose windows follow the zoom"),
     "--redetected": (
         "redetected",
@@ -60,21 +68,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     names = "; ".join(f"{network}: {', '.join(known)}" for network, known in RECIPES.items())
     parser.add_argument(
-        "images", type=Path, metavar="IMAGES", help="photographs, or PatchPose datasets"
+        "images",
+        type=Path,
+        metavar="PHOTOGRAPHS",
+        help="folder of photographs, or of PatchPose datasets",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="RUN", help="folder of the run"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in RUN, by its options"
     )
     parser.add_argument("--network", choices=list(RECIPES), help="what to train (polar)")
     parser.add_argument(
         "--recipe",
-        help=f"set of options of the --network, the first its default ({names})",
+        help=f"named set of options, the first of each network its default ({names})",
     )
     parser.add_argument(
         "--teacher-target",
         choices=("orientation", "scale", "both"),
-        help="what is imitated of the teacher (both)",
+        help="histograms of the teacher to imitate (both)",
     )
     parser.add_argument(
         "--target", choices=("orientation", "scale", "both"), help="what resnet18 learns (both)"
