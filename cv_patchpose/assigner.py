@@ -27,7 +27,7 @@ from cv_patchpose.histograms import (
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.options import AssignerOptions
 from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
-from cv_patchpose.pyramid import check_unit_range
+from cv_patchpose.pyramid import check_unit_range, stretch_contrast
 from cv_patchpose.support import Support, choose_support
 
 _BLANK_SPREAD = 1e-4  # far below one step of 8 bits, also in patches of unit variance
@@ -47,9 +47,9 @@ class PatchPoseAssigner:
             cv2 extractor object, whose settings are read; see `descriptors.rule_for`.
         detector: What found the keypoints: one of `detectors.DETECTORS` or a cv2 detector object,
             whose sizes have a measure of their own (ORB's and BRISK's are windows), or the
-            `detectors.DetectorTraits` of another library's. None: told from the fields, see
-            `support.choose_support`; name BRISK, KAZE, MSD and TBMR, and ORB at other than its
-            default settings.
+            `detectors.DetectorTraits` of another library's. None: told from the fields and the
+            descriptor, see `support.choose_support`; name MSD and TBMR, BRISK and KAZE where they
+            are not the descriptor, and ORB and AKAZE at settings that are not the descriptor's.
         top_k: Most poses per keypoint; further ones are written as further keypoints.
         assign_scale: Write the size; if not, keypoints keep theirs, in the descriptor's measure.
         assign_orientation: Write the angle; if not, keypoints keep theirs.
@@ -135,9 +135,10 @@ class PatchPoseAssigner:
         keypoint in the input where the descriptor does not read it.
 
         Args:
-            image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32 in [0, 1] (in
-                other ranges "polar" takes fainter or stronger contrast for noise, and models that
-                do not standardise refuse them); array or cv2.UMat.
+            image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32; array or cv2.UMat.
+                uint16 images that span less than a quarter of their range (10 or 12 bits, thermal)
+                and float32 ones that do, or go beyond [0, 1], are stretched; "resnet18" refuses
+                the latter.
             keypoints: List or tuple of N cv2.KeyPoint on the image; not changed.
             descriptor: Another one than the constructor's for these keypoints.
             detector: Likewise.
@@ -155,11 +156,11 @@ class PatchPoseAssigner:
         if self._options.assign_orientation and not self._options.keep_duplicates:
             distinct = arrays.distinct_index()
         chosen = arrays.take(distinct)
-        poses = self._poses(pyramid, chosen, traits)
+        poses = self._poses(pyramid, chosen, traits, rule)
         posed = chosen.take(poses.keypoint_index)
         size_px = posed.size_px * poses.scale
         if not self._options.assign_scale:  # their own, but as the descriptor's rule takes them
-            support = choose_support(chosen, self._estimator.metadata, self._options, traits)
+            support = self._support(chosen, traits, rule)
             size_px = support.own_px[poses.keypoint_index]
         posed = replace(posed, size_px=size_px.astype(np.float32))
         if self._options.assign_orientation:
@@ -185,7 +186,7 @@ class PatchPoseAssigner:
             TypeError: Not an image, or not keypoints.
             ValueError: An image or a keypoint that cannot be used.
         """
-        return self._poses(*self._read(image, keypoints), self._traits)
+        return self._poses(*self._read(image, keypoints), self._traits, self._rule)
 
     def histograms(self, image: Any, keypoints: Sequence[cv2.KeyPoint]) -> PoseHistograms:
         """Estimate the pose histograms of N keypoints, before any prior or calibration.
@@ -204,7 +205,7 @@ class PatchPoseAssigner:
             ValueError: An image or a keypoint that cannot be used.
         """
         pyramid, arrays = self._read(image, keypoints)
-        support = choose_support(arrays, self._estimator.metadata, self._options, self._traits)
+        support = self._support(arrays, self._traits, self._rule)
         chunks = [
             self._histograms(self._sample(pyramid, arrays.xy_px[chunk], support.window_px[chunk]))
             for chunk in self._chunks(len(arrays))
@@ -236,6 +237,8 @@ class PatchPoseAssigner:
         self, image: Any, keypoints: Sequence[cv2.KeyPoint]
     ) -> tuple[ImagePyramid, KeypointArrays]:
         metadata = self._estimator.metadata
+        if metadata.standardize:
+            image = stretch_contrast(image)
         pyramid = build_pyramid(image, color=metadata.color)
         if not metadata.standardize:  # such a model knows no other contrast
             check_unit_range(pyramid.levels[0])
@@ -265,11 +268,20 @@ class PatchPoseAssigner:
             probability[blank] = 1 / probability.shape[1]
         return histograms
 
+    def _support(
+        self, keypoints: KeypointArrays, detector: DetectorTraits | None, rule: FieldRule
+    ) -> Support:
+        return choose_support(keypoints, self._estimator.metadata, self._options, detector, rule)
+
     def _poses(
-        self, pyramid: ImagePyramid, keypoints: KeypointArrays, detector: DetectorTraits | None
+        self,
+        pyramid: ImagePyramid,
+        keypoints: KeypointArrays,
+        detector: DetectorTraits | None,
+        rule: FieldRule,
     ) -> PatchPoses:
         """Estimate poses; their scales are factors on the keypoints' sizes."""
-        support = choose_support(keypoints, self._estimator.metadata, self._options, detector)
+        support = self._support(keypoints, detector, rule)
         chunks = [
             self._chunk_poses(pyramid, keypoints, support, chunk)
             for chunk in self._chunks(len(keypoints))

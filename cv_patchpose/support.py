@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.detectors import EXTENT_UNIT, DetectorTraits, detector_traits
+from cv_patchpose.field_rules import AkazeRule, FieldRule, KazeRule, OrbRule, SiftRule
 from cv_patchpose.keypoints import KeypointArrays
 from cv_patchpose.metadata import ModelMetadata
 from cv_patchpose.options import AssignerOptions
@@ -20,7 +21,8 @@ _FIRST_LOOK = 0.5
 _BLOB_SIGMA_OCTAVES = 0.5
 _EQUAL_PX = 1e-3
 _SAME_SIZE = 1e-4  # relative: sizes are float32
-_MOST_LEVELS = 40
+_MOST_LEVELS = 40  # SIFT's octaves, which hold the layer too, are above
+_SIFT = SiftRule()
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def choose_support(
     metadata: ModelMetadata,
     options: AssignerOptions,
     detector: DetectorTraits | None = None,
+    rule: FieldRule = _SIFT,
 ) -> Support:
     """Choose windows and priors from what the keypoints' detector measured.
 
@@ -58,16 +61,18 @@ def choose_support(
       prior is asked for, it is looked for in two passes, the first an octave below their scale 1.
 
     Where the detector is not given, keypoints with an octave or an angle count as measured, others
-    of different sizes as regions, others of one size as points; and ORB's and AKAZE's at their
-    default settings are recognised by their sizes, which have another measure than SIFT's.
+    of different sizes as regions, others of one size as points: each is judged beside those it
+    comes with. Sizes of ORB, AKAZE, BRISK and KAZE have another measure than SIFT's: the former two
+    are recognised by their ladders of sizes, at default settings or at those of the descriptor,
+    which mostly is the same object; the latter two where they are the descriptor, too.
 
     An explicit magnification or window holds for all of them.
     """
     own_px = keypoints.size_px.astype(np.float64)
     if detector is None:
-        measured = _have_scale(keypoints)
+        units, sigmas = _recognize(keypoints, rule)
+        measured = _have_scale(keypoints) | ~np.isnan(sigmas)
         points = _are_points(own_px, measured)
-        units, sigmas = _recognize(keypoints)
         own_px /= np.where(measured | points, units, EXTENT_UNIT)
     else:
         own_px /= detector.size_unit
@@ -93,29 +98,57 @@ def choose_support(
     return Support(window_px, own_px, size_px, prior_sigma, passes)
 
 
-def _recognize(keypoints: KeypointArrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(N,) units of size and (N,) sigmas of scale, those of ORB and AKAZE where fields are theirs.
+def _recognize(
+    keypoints: KeypointArrays, rule: FieldRule
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) units of size and (N,) sigmas of scale, by the fields that some detectors write.
 
     Others have unit 1, and NaN for the model's sigma.
     """
-    size_px = keypoints.size_px.astype(np.float64)
-    octave = np.clip(keypoints.octave, 0, _MOST_LEVELS)
-    level = np.clip(keypoints.class_id, 0, _MOST_LEVELS)
-    # ORB writes 31 * 1.2 ^ octave, AKAZE 4.8 * 2 ^ (class_id / 4).
-    orb = (keypoints.octave == octave) & (keypoints.angle_deg >= 0) & (keypoints.class_id < 0)
-    orb &= np.abs(size_px / (31 * 1.2**octave) - 1) < _SAME_SIZE
-    akaze = (keypoints.class_id == level) & (keypoints.octave == level // 4)
-    akaze &= np.abs(size_px / (4.8 * 2 ** (level / 4)) - 1) < _SAME_SIZE
+    size_px, octave, level = (
+        keypoints.size_px.astype(np.float64),
+        keypoints.octave,
+        keypoints.class_id,
+    )
+    on_ladder = (octave >= 0) & (octave <= _MOST_LEVELS) & (level <= _MOST_LEVELS)
+    orb, akaze = (np.zeros(len(size_px), bool) for _ in range(2))
+    for one in {OrbRule(), rule}:
+        if isinstance(one, OrbRule):
+            steps = np.where(on_ladder, octave, 0) - one.first_level
+            orb |= _are_near(size_px, one.patch_size * one.scale_factor**steps)
+    for one in {AkazeRule(), rule}:
+        if isinstance(one, AkazeRule):
+            steps = np.where(on_ladder, level, 0) / one.layers
+            akaze |= (octave == level // one.layers) & _are_near(size_px, 4.8 * 2.0**steps)
+    found = {
+        "orb": orb & (level < 0) & (keypoints.angle_deg >= 0),
+        "akaze": akaze & (level >= 0),
+    }
+    if rule.name == "brisk":
+        found["brisk"] = ~found["orb"] & (level < 0) & (keypoints.angle_deg > 0)
+    if isinstance(rule, KazeRule):
+        found["kaze"] = ~found["akaze"] & (level >= 0) & (octave == level // rule.layers)
     units, sigmas = np.ones(len(size_px)), np.full(len(size_px), np.nan)
-    for name, found in (("orb", orb), ("akaze", akaze)):
+    for name, which in found.items():
         traits = detector_traits(name)
-        units[found], sigmas[found] = traits.size_unit, traits.scale_sigma_octaves
+        units[which & on_ladder] = traits.size_unit
+        sigmas[which & on_ladder] = traits.scale_sigma_octaves
     return units, sigmas
 
 
+def _are_near(size_px: NDArray[np.float64], other_px: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.abs(size_px / other_px - 1) < _SAME_SIZE)
+
+
 def _have_scale(keypoints: KeypointArrays) -> NDArray[np.bool_]:
-    """(N,) bool: an octave or an angle was measured; -1 and 0 stand for none."""
-    return np.asarray((keypoints.octave != 0) | (keypoints.angle_deg > 0))
+    """(N,) bool: an octave or an angle was measured; -1 and 0 stand for none.
+
+    But 0 is the first octave where others without an angle have octaves, as HarrisLaplace's do.
+    """
+    no_angle = keypoints.angle_deg <= 0
+    octave = keypoints.octave[no_angle]
+    leveled = bool(((octave > 0) & (octave <= _MOST_LEVELS)).any())
+    return np.asarray((keypoints.octave != 0) | ~no_angle | leveled)
 
 
 def _are_points(size_px: NDArray[np.float64], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -421,6 +421,28 @@ class TestImages:
         found, expected = assigner.histograms(image, given), assigner.histograms(gray, given)
         np.testing.assert_allclose(found.orientation, expected.orientation, atol=0.02)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda gray: gray.astype(np.uint16),  # 8 bits of 16
+            lambda gray: 30000 + 2 * gray.astype(np.uint16),  # thermal
+            lambda gray: gray * np.float32(4e-6),
+            lambda gray: gray.astype(np.float32) - 100,
+        ],
+    )
+    def test_contrast_is_that_of_the_image_s_own_range(self, photograph, change):
+        assigner = PatchPoseAssigner()
+        gray = cv2.cvtColor(photograph, cv2.COLOR_BGR2GRAY)
+        gray = cv2.normalize(gray, None, 0, 255, cv2.NORM_MINMAX)
+        given = [point(x=x, size=12.0, angle=30.0) for x in range(80, 400, 8)]
+        before = change(gray)
+        image = before.copy()
+        found, expected = assigner.estimate(image, given), assigner.estimate(gray, given)
+        np.testing.assert_array_equal(image, before)
+        off = (found.angle_deg - expected.angle_deg + 180) % 360 - 180
+        octaves = np.log2(found.scale / expected.scale)
+        assert np.mean((abs(off) < 1) & (abs(octaves) < 0.02)) > 0.95  # peaks may be as high
+
     def test_layouts_agree(self, assigner, photograph):
         given = [point(x=100.0), point(x=200.0)]
         expected = [fields(k) for k in assigner.assign(photograph, given)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +17,10 @@ from cv_patchpose.options import AssignerOptions
 from cv_patchpose.patches import PolarGrid
 from cv_patchpose.support import choose_support
 
+AKAZE, BRISK, KAZE = (
+    getattr(cv2, name, None) or getattr(cv2.xfeatures2d, name)
+    for name in ("AKAZE", "BRISK", "KAZE")
+)
 METADATA = ModelMetadata(
     "m", PolarGrid(), PoseBins(), magnification=18.0, point_window_px=64.0, scale_prior_octaves=0.2
 )
@@ -48,8 +53,9 @@ def keypoints(size_px, angle_deg=-1.0, octave=0):
     )
 
 
-def chosen(points, *, detector=None, **changes):
-    support = choose_support(points, METADATA, options(**changes), detector)
+def chosen(points, *, detector=None, descriptor="sift", **changes):
+    rule = rule_for(descriptor)
+    support = choose_support(points, METADATA, options(**changes), detector, rule)
     return support.window_px.tolist(), support.size_px.tolist(), support.prior_sigma.tolist()
 
 
@@ -89,7 +95,7 @@ def test_regions_have_windows_of_their_own_and_a_wide_prior():
 
 def test_points_and_measured_keypoints_may_come_together():
     mixed = keypoints([7.0, 4.0, 7.0])
-    mixed.octave[1] = 1
+    mixed.octave[1], mixed.angle_deg[1] = 1, 40.0
     found = chosen(mixed)
     assert found == ([32.0, 72.0, 32.0], [3.5, 4.0, 3.5], [np.inf, 0.2, np.inf])
     assert passes(mixed) == [2, 1, 2]
@@ -175,10 +181,42 @@ def test_keypoints_of_orb_and_akaze_are_recognised(name, photograph):
     assert chosen(found) == chosen(found, detector=detector_traits(name))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cv2.ORB.create(500, scaleFactor=1.1, nlevels=12),
+        lambda: cv2.ORB.create(500, scaleFactor=1.5, nlevels=5, firstLevel=1),
+        lambda: cv2.ORB.create(500, patchSize=48, edgeThreshold=48),
+        lambda: AKAZE.create(nOctaveLayers=8),
+        lambda: AKAZE.create(nOctaves=2, nOctaveLayers=3),
+        lambda: BRISK.create(),
+        lambda: BRISK.create(60, octaves=2),
+        lambda: KAZE.create(),
+        lambda: KAZE.create(nOctaveLayers=3),
+    ],
+)
+def test_keypoints_of_the_descriptor_itself_are_recognised(make, photograph):
+    feature = make()
+    found = arrays_from_keypoints(feature.detect(photograph))
+    assert len(found) > 50
+    known = chosen(found, detector=detector_traits(feature), descriptor=feature)
+    unknown = chosen(found, descriptor=feature)
+    same = np.all([np.isclose(*pair) for pair in zip(known, unknown, strict=True)], axis=0)
+    assert same.mean() > 0.99  # BRISK's angles are 0 by chance, and then none
+
+
+def test_octaves_without_angles_are_measured_from_the_first_on(photograph):
+    found = arrays_from_keypoints(create_detector("harrislaplace", 300).detect(photograph))
+    assert {0, 1} <= set(found.octave)
+    assert chosen(found) == chosen(found, detector=detector_traits("harrislaplace"))
+
+
 @pytest.mark.parametrize("name", ["sift", "fast", "gftt", "star"])
-def test_keypoints_of_others_are_not_taken_for_those(name, photograph):
+@pytest.mark.parametrize("descriptor", ["sift", "orb", "akaze", "brisk", "kaze"])
+def test_keypoints_of_others_are_not_taken_for_those(name, descriptor, photograph):
     found = arrays_from_keypoints(create_detector(name, 300).detect(photograph))
-    assert chosen(found) == chosen(found, detector=detector_traits(name))
+    known = chosen(found, detector=detector_traits(name), descriptor=descriptor)
+    assert chosen(found, descriptor=descriptor) == known
 
 
 @pytest.mark.parametrize("name", ["sift", "orb", "akaze"])
