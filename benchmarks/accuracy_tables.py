@@ -1,4 +1,4 @@
-"""Write the accuracy tables of README.md and the model cards from docs/results, see accuracy.sh."""
+"""Write the accuracy tables of README.md and of a model card from docs/results, see accuracy.sh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cv_patchpose.files import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "models/polar.md", ROOT / "models/polar-large.md")
+PAGES = (ROOT / "README.md", ROOT / "models" / "polar.md")
 MARK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 NONE = "-"
 
