@@ -139,16 +139,16 @@ def find_modes(
         raise ValueError(f"top_k: expected an integer of at least 1, got {top_k!r}")
     sigma = _prior_sigmas(scale_prior_sigma, len(histograms.scale))
     angle_deg, angle_mass = _orientation_modes(histograms.orientation, bins, max_angles or top_k)
-    octaves, scale_mass = _scale_modes(
-        histograms.scale, bins, max_scales or top_k, scale_offset_octaves
-    )
-    held = np.flatnonzero(np.isfinite(sigma))
-    if len(held):
-        mean, mass = _posterior_scales(
+    octaves, scale_mass = np.zeros((2, len(sigma), min(max_scales or top_k, bins.scale)))
+    held = np.isfinite(sigma)
+    if held.any():
+        octaves[held, 0], scale_mass[held, 0] = _posterior_scales(
             histograms.scale[held], bins, sigma[held], scale_offset_octaves
         )
-        octaves[held, 0], scale_mass[held] = mean, 0.0
-        scale_mass[held, 0] = mass
+    if not held.all():
+        octaves[~held], scale_mass[~held] = _scale_modes(
+            histograms.scale[~held], bins, octaves.shape[1], scale_offset_octaves
+        )
     flat = is_flat(histograms.scale)
     octaves[flat, 0], scale_mass[flat] = 0.0, 0.0
     scale_mass[flat, 0] = 1.0 / bins.scale
