@@ -106,7 +106,7 @@ def test_the_page_is_whole_and_needs_nothing_else(report):
     ):
         assert word in page.text
     pictures = page.pictures()
-    assert len(pictures) == 3 + 2  # curves, cost, histogram; the best pair and the worst
+    assert len(pictures) == 3 + 2  # curves, cost, errors; the best pair and the worst
     assert all(picture is not None and picture.std() > 5 for picture in pictures)
 
 
@@ -207,7 +207,7 @@ def test_two_views_are_plotted_by_difficulty():
     plots = draw_plots(rows, samples, {"upright": "upright", "polar": "polar"})
     titles = [plot.title for plot in plots]
     assert titles[:2] == ["Accuracy against cost", "Relative pose by difficulty"]
-    assert titles[2].startswith("Histogram: error of the relative pose")
+    assert titles[2] == "Error of the relative pose, cumulative"
     for plot in plots:
         assert cv2.imdecode(np.frombuffer(plot.png, np.uint8), cv2.IMREAD_COLOR).std() > 5
     (first, *_), header = list_figures(samples), format_csv(list_figures(samples)).splitlines()[0]
@@ -260,19 +260,6 @@ def test_the_same_picture_is_shown_once():
     units = {("s", pair): pair for pair in "abcd"}
     examples = draw_examples(samples, units, show, protocol, short_names(protocol.methods))
     assert [len(examples.best), len(examples.worst)] == [1, 1]
-
-
-def test_the_last_bin_holds_what_is_beyond():
-    pictures = []
-    for worst in (30.0, 1e6, np.inf):
-        samples = [
-            Sample("s", str(n), "m", PairResult("m", 9, 9, 9, [0.1] * 10, corner_error=error))
-            for n, error in enumerate((0.5, 1.0, worst))
-        ]
-        (plot,) = draw_plots([{"method": "m"}], samples, {"m": "m"})
-        pictures.append(plot.png)
-    assert "all from 10 px on" in plot.note
-    assert len({*pictures}) == 1
 
 
 def test_absent_values_are_empty_cells():
