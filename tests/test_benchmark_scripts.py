@@ -93,3 +93,28 @@ def test_assign_is_timed_with_a_warm_heap_too(load, monkeypatch, capsys):
         "times": {"as is": 1},
         "times_warm_heap": {"warm": 1},
     }
+
+
+def test_results_of_any_benchmark_are_shown(load, tmp_path, monkeypatch, capsys):
+    script = load("show")
+    times = {"first": {"median_ms": 1500.0, "ratio_to_first": 1.0}}
+    times |= {"second": {"median_ms": 300.0, "ratio_to_first": 0.2}}
+    environment = {"cpus": 2, "times": {}}
+    reports = (
+        {"benchmark": "a", "keypoints": 2048, "times": times, "times_warm_heap": times},
+        {"benchmark": "b", "rows": [{"group": "network", "threads": 1, "times": times}]},
+        {"benchmark": "c", "results": {"A, 32 px": {"pairs": 7, "times": times}}},
+    )
+    files = [tmp_path / f"{report['benchmark']}.json" for report in reports]
+    for file, report in zip(files, reports, strict=True):
+        file.write_text(json.dumps(report | {"environment": environment}))
+    monkeypatch.setattr(sys, "argv", ["show.py", *map(str, files)])
+    script.main()
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line and line[0] != " "] == [
+        "a: keypoints: 2,048",
+        "a: keypoints: 2,048, warm heap",
+        "b: network, threads: 1",
+        "c: results, A, 32 px, pairs: 7",
+    ]
+    assert shown.count("  second      300.00             0.2\n") == 4
