@@ -9,6 +9,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PIP4 = $(VENV4)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV4)/constraints.txt
 SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cpp/*)
+BENCHMARKS := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 CPP := $(wildcard cpp/*.cpp cpp/*.hpp)
 export PATH := $(BIN):$(PATH)
 
@@ -58,10 +59,15 @@ typecheck: $(VENV)/.full
 	$(BIN)/mypy
 
 bench: $(VENV)/.full
-	for script in $(wildcard benchmarks/bench_*.py); do $(BIN)/python $$script || exit 1; done
+	@mkdir -p bench
+	@for name in $(BENCHMARKS); do \
+	    echo "benchmarks/bench_$$name.py > bench/$$name.json"; \
+	    $(BIN)/python benchmarks/bench_$$name.py > bench/.part && mv bench/.part bench/$$name.json || exit 1; \
+	done
+	@$(BIN)/python benchmarks/show.py $(BENCHMARKS:%=bench/%.json)
 
 clean:
-	rm -rf $(VENV) $(VENV4) build dist demo *.egg-info cv_patchpose/_core.*.so
+	rm -rf $(VENV) $(VENV4) bench build dist demo *.egg-info cv_patchpose/_core.*.so
 
 $(VENV)/.tools: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11+ is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'

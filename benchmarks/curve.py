@@ -20,13 +20,15 @@ from skimage import data
 from timing import time_interleaved
 
 from cv_patchpose.estimator import PoseEstimator
+from cv_patchpose.evaluation.plots import label_points
 from cv_patchpose.evaluation.report import describe_environment
 from cv_patchpose.files import write_file
 from cv_patchpose.patches import build_pyramid, sample_patches
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = DOCS / "results/curve.json"
 KEYPOINTS = 2048
-TICKS = (10, 20, 50, 100, 200, 500, 1000)  # us
+TICKS_US = (5, 10, 20, 50, 100, 200, 500, 1000)
 MEASURES = {
     "matching": ("homography-matching", ()),
     "turned": ("homography-matching", ("--rotate", "60")),
@@ -44,6 +46,12 @@ COLUMNS = {
     "fixed, 5 deg": ("fixed", "orientation_within_5_deg"),
     "fixed, 10 deg": ("fixed", "orientation_within_10_deg"),
     "fixed, 1/6 octave": ("fixed", "scale_within_1_6_octave"),
+}
+# What is drawn, in words: percentages but for MMA.
+DRAWN = {
+    "turned MMA@3": "MMA@3 of real pairs,\nimage 2 rotated by 60 degrees",
+    "repeated, 5 deg": "Orientations within 5 degrees, %:\nSIFT points found in both images",
+    "fixed, 5 deg": "Orientations within 5 degrees, %:\ngiven points in windows of 96 pixels",
 }
 
 
@@ -93,26 +101,26 @@ def measure_time(models: list[str], repeats: int) -> dict[str, dict[str, float]]
 
 def draw(rows: list[dict], path: Path) -> None:
     """Draw accuracy against time."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
-    shown = ("turned MMA@3", "repeated, 5 deg", "fixed, 5 deg")
-    for axis, column in zip(axes, shown, strict=True):
-        for row in rows:
-            axis.plot(row["us_per_keypoint"], row[column], "o", color="tab:blue")
-            place = (row["us_per_keypoint"], row[column])
-            axis.annotate(row["model"], place, xytext=(4, 4), textcoords="offset points", size=7)
-        axis.set(xscale="log", xlabel="us a keypoint, sampling and network", title=column)
-        axis.minorticks_off()
-        axis.set_xticks(TICKS, labels=map(str, TICKS))
-        axis.set_xlim(TICKS[0], TICKS[-1])
-        axis.margins(y=0.1)  # room for the names of the best
-        axis.grid(alpha=0.3)
+    figure, every = plt.subplots(1, len(DRAWN), figsize=(12, 3.8), constrained_layout=True)
+    times = [row["us_per_keypoint"] for row in rows]
+    for axes, (column, title) in zip(every, DRAWN.items(), strict=True):
+        points = [(row["us_per_keypoint"], row[column], row["model"]) for row in rows]
+        for place in points:
+            axes.plot(*place[:2], "o", color="tab:blue")
+        axes.set(xscale="log", xlabel="sampling and network, µs per keypoint", title=title)
+        axes.minorticks_off()
+        axes.set_xticks(TICKS_US, labels=map(str, TICKS_US))
+        axes.set_xlim(0.8 * min(times), 2 * max(times))  # room for names
+        axes.margins(y=0.1)
+        axes.grid(alpha=0.3)
+        label_points(axes, points)
     figure.savefig(path, dpi=110)
 
 
 def format_table(rows: list[dict]) -> str:
     """Lay the rows out, fastest first."""
     names = [*COLUMNS]
-    lines = ["| model | us a keypoint | of SIFT.detect | " + " | ".join(names) + " |"]
+    lines = ["| model | µs per keypoint | of SIFT.detect | " + " | ".join(names) + " |"]
     lines.append("|---" * (len(names) + 3) + "|")
     for row in rows:
         cells = [f"{row[n]:.3f}" if "MMA" in n else f"{row[n]:.1f}" for n in names]
@@ -121,15 +129,8 @@ def format_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, draw and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pairs", type=Path, metavar="PAIRS")
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--jobs", default="2")
-    parser.add_argument("--quick", action="store_true", help="a third of the pairs, fewer points")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> dict:
+    """Measure time and accuracy of all models; the fastest comes first."""
     times = measure_time(options.models, options.repeats)
     quick = ["--quick"] if options.quick else []
     accuracy = measure_accuracy(options.models, options.pairs, ["--jobs", options.jobs, *quick])
@@ -144,15 +145,30 @@ def main() -> None:
                 **{name: accuracy[m][number][key] for name, (m, key) in COLUMNS.items()},
             }
         )
-    rows.sort(key=lambda row: row["us_per_keypoint"])
-    report = {
+    return {
         "benchmark": "curve",
         "quick": options.quick,
-        "rows": rows,
+        "rows": sorted(rows, key=lambda row: row["us_per_keypoint"]),
         "times": {Path(n).stem if n.endswith(".onnx") else n: t for n, t in times.items()},
         "environment": describe_environment(),
     }
-    write_file(DOCS / "results/curve.json", (json.dumps(report, indent=1) + "\n").encode())
+
+
+def main() -> None:
+    """Measure, draw and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pairs", type=Path, nargs="?", metavar="PAIRS")
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--jobs", default="2")
+    parser.add_argument("--quick", action="store_true", help="a third of the pairs, fewer points")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, draw what is there")
+    options = parser.parse_args()
+    if not (options.redraw or options.models):
+        parser.error("expected PAIRS and one MODEL or more, or --redraw")
+    if not options.redraw:
+        write_file(RESULTS, (json.dumps(measure(options), indent=1) + "\n").encode())
+    rows = json.loads(RESULTS.read_text())["rows"]
     draw(rows, DOCS / "curve.png")
     print(format_table(rows))
 

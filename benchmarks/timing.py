@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping
 
@@ -22,25 +23,33 @@ def time_interleaved(
     Returns:
         By name: median_ms, iqr_ms, and ratio_to_first, the median over the turns of the time over
         that of the first call in the same turn; cpu_ms, the median of what all threads of the
-        process worked, which other processes on the machine disturb less.
+        process worked, which other processes on the machine disturb less; system_ms, the median
+        of what of it the kernel worked for the process, and minor_faults, the median number of
+        pages of memory that it had to hand out anew.
     """
-    times, work = np.empty((2, repeats, len(calls)))
+    times, work, system, faults = np.empty((4, repeats, len(calls)))
     for turn in range(repeats):
         for number, call in enumerate(calls.values()):
             call()
+            before = resource.getrusage(resource.RUSAGE_SELF)
             start, start_work = time.perf_counter(), time.process_time()
             call()
             work[turn, number] = 1e3 * (time.process_time() - start_work)
             times[turn, number] = 1e3 * (time.perf_counter() - start)
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            system[turn, number] = 1e3 * (after.ru_stime - before.ru_stime)
+            faults[turn, number] = after.ru_minflt - before.ru_minflt
     low, median, high = np.percentile(times, (25, 50, 75), axis=0)
     ratio = np.median(times / times[:, :1], axis=0)
-    cpu = np.median(work, axis=0)
+    cpu, kernel, pages = (np.median(values, axis=0) for values in (work, system, faults))
     return {
         name: {
             "median_ms": round(median[i], 3),
             "iqr_ms": round(high[i] - low[i], 3),
             "ratio_to_first": round(ratio[i], 3),
             "cpu_ms": round(cpu[i], 3),
+            "system_ms": round(kernel[i], 3),
+            "minor_faults": int(pages[i]),
         }
         for i, name in enumerate(calls)
     }

@@ -15,19 +15,16 @@ import numpy as np
 import pytest
 
 from cv_patchpose.cli import main
-from cv_patchpose.evaluation.examples import choose_methods, draw_examples
-from cv_patchpose.evaluation.homography_matching import MatchingProtocol
 from cv_patchpose.evaluation.page import render_page
 from cv_patchpose.evaluation.plots import draw_plots
 from cv_patchpose.evaluation.report import format_csv, list_figures, strip_folders
 from cv_patchpose.evaluation.report_folder import short_names
-from cv_patchpose.evaluation.results import PairResult, TwoViewResult
-from cv_patchpose.evaluation.samples import Sample, ShownPair
+from cv_patchpose.evaluation.results import TwoViewResult
+from cv_patchpose.evaluation.samples import Sample
 from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.evaluation.two_view import summarize
-from cv_patchpose.matching import Matches
 
-METHODS = ("upright", "detector", "identity")
+METHODS = ("upright", "identity", "detector")
 VOID = ("meta", "img", "br")
 
 
@@ -106,7 +103,7 @@ def test_the_page_is_whole_and_needs_nothing_else(report):
     ):
         assert word in page.text
     pictures = page.pictures()
-    assert len(pictures) == 3 + 2  # curves, cost, histogram; the best pair and the worst
+    assert len(pictures) == 3 + 1  # curves, cost, errors; of pairs only that with different results
     assert all(picture is not None and picture.std() > 5 for picture in pictures)
 
 
@@ -122,7 +119,7 @@ def test_tables_hold_the_rows_and_every_pair(report):
     found = {(pair["sequence"], pair["pair"], pair["method"]) for pair in pairs}
     assert found == {(name, "1-2", m) for name in ("flat", "turned") for m in METHODS}
     own = [float(pair["mma_3"]) for pair in pairs if pair["method"] == "detector"]
-    assert np.mean(own) == pytest.approx(content["rows"][1]["mma_3"])
+    assert np.mean(own) == pytest.approx(content["rows"][2]["mma_3"])
 
 
 def test_a_report_of_kept_results_says_so(root, report):
@@ -160,43 +157,6 @@ def test_a_report_in_place_of_a_file_is_refused(root, tmp_path, capsys):
     assert "report: expected a folder, got the file" in capsys.readouterr().err
 
 
-def test_the_first_method_is_compared_with_the_first_learned_one():
-    assert choose_methods(["detector", "upright", "polar", "a.onnx:2"]) == ("detector", "polar")
-    assert choose_methods(["polar", "orinet", "a.onnx:2"]) == ("polar", "a.onnx:2")
-    assert choose_methods(["detector", "upright@describe", "peer.py"]) == ("detector", "peer.py")
-    assert choose_methods(["polar", "detector"]) == ("polar", "detector")
-    assert choose_methods(["detector"]) is None
-
-
-def test_best_and_worst_pairs_are_those_that_gain_and_lose_most():
-    gains = {"a": 5, "b": -7, "c": 0, "d": 9, "e": -1}
-    samples = [
-        Sample("s", pair, method, PairResult(method, 20, 50, correct, [0.1] * 10))
-        for pair, gain in gains.items()
-        for method, correct in (("detector", 10), ("identity", 3), ("upright", 10 + gain))
-    ]
-    shown = []
-
-    def show(unit, protocol):
-        shown.append((unit, protocol.methods))
-        nothing = Matches((0, 0), *np.zeros((2, 0, 2), np.float32), np.zeros(0, bool))
-        image = np.full((40, 60, 3), 20 * "acdbe".index(unit), np.uint8)
-        return ShownPair(image, image, dict.fromkeys(protocol.methods, nothing))
-
-    protocol = MatchingProtocol(methods=("detector", "identity", "upright"))
-    units = {("s", pair): pair for pair in gains}
-    names = short_names(protocol.methods)
-    examples = draw_examples(samples, units, show, protocol, names)
-    assert [unit for unit, _ in shown] == ["d", "a", "b", "e"]
-    assert {methods for _, methods in shown} == {("detector", "upright")}
-    assert [len(examples.best), len(examples.worst)] == [2, 2]
-    assert examples.best[0].caption.startswith("s, pair d: detector has 10 distinct correct")
-    assert "upright has 19" in examples.best[0].caption
-    assert "detector, the first method" in examples.rule
-    one = draw_examples(samples[:3], units, show, protocol, names)
-    assert [len(one.best), len(one.worst)] == [1, 0]
-
-
 def test_two_views_are_plotted_by_difficulty():
     samples = [
         Sample("s", f"{n}", method, TwoViewResult(method, kind, (error, np.inf), 9, 5, 20, times))
@@ -207,7 +167,7 @@ def test_two_views_are_plotted_by_difficulty():
     plots = draw_plots(rows, samples, {"upright": "upright", "polar": "polar"})
     titles = [plot.title for plot in plots]
     assert titles[:2] == ["Accuracy against cost", "Relative pose by difficulty"]
-    assert titles[2].startswith("Histogram: error of the relative pose")
+    assert titles[2] == "Error of the relative pose, cumulative"
     for plot in plots:
         assert cv2.imdecode(np.frombuffer(plot.png, np.uint8), cv2.IMREAD_COLOR).std() > 5
     (first, *_), header = list_figures(samples), format_csv(list_figures(samples)).splitlines()[0]
@@ -244,35 +204,23 @@ def test_of_paths_what_is_below_the_root_is_left(text, left):
     assert strip_folders(text, Path("/data/a b")) == (left or text)
 
 
-def test_the_same_picture_is_shown_once():
-    samples = [
-        Sample("s", pair, method, PairResult(method, 20, 50, correct, [0.1] * 10))
-        for pair in "abcd"
-        for method, correct in (("detector", 10), ("upright", 10))
+def test_gains_are_explained_and_their_errors_not_praised():
+    rows = [
+        {"method": "a", "maa_10": 0.5, "maa_10_gain": 0.0, "maa_10_gain_error": 0.0, "mma_3": 0.0},
+        {
+            "method": "b",
+            "maa_10": 0.50001,
+            "maa_10_gain": 0.1,
+            "maa_10_gain_error": 0.2,
+            "mma_3": 0.0,
+        },
     ]
-    nothing = Matches((0, 0), *np.zeros((2, 0, 2), np.float32), np.zeros(0, bool))
-
-    def show(unit, protocol):
-        image = np.full((40, 60, 3), 40 * (unit in "ab"), np.uint8)
-        return ShownPair(image, image, dict.fromkeys(protocol.methods, nothing))
-
-    protocol = MatchingProtocol(methods=("detector", "upright"))
-    units = {("s", pair): pair for pair in "abcd"}
-    examples = draw_examples(samples, units, show, protocol, short_names(protocol.methods))
-    assert [len(examples.best), len(examples.worst)] == [1, 1]
-
-
-def test_the_last_bin_holds_what_is_beyond():
-    pictures = []
-    for worst in (30.0, 1e6, np.inf):
-        samples = [
-            Sample("s", str(n), "m", PairResult("m", 9, 9, 9, [0.1] * 10, corner_error=error))
-            for n, error in enumerate((0.5, 1.0, worst))
-        ]
-        (plot,) = draw_plots([{"method": "m"}], samples, {"m": "m"})
-        pictures.append(plot.png)
-    assert "all from 10 px on" in plot.note
-    assert len({*pictures}) == 1
+    content = {"benchmark": "b", "protocol": {"root": ""}, "rows": rows}
+    content |= {"failures": {}, "environment": {}}
+    text = render_page(content, {"a": "<a>", "b": "b"}, [], None, (0, 2))
+    assert "minus that of the first method, &lt;a&gt;" in text
+    assert "its standard error" in text
+    assert re.findall(r'class="best">(.*?)<', text) == ["0.500", "0.500"]
 
 
 def test_absent_values_are_empty_cells():

@@ -47,14 +47,16 @@ class Examples:
 
 
 def choose_methods(methods: Sequence[str]) -> tuple[str, str] | None:
-    """Choose what is compared: the first method and the first learned one behind it, or the last.
+    """Choose what is compared: the first method that is not ours and the first that is.
 
     Returns:
-        The two, or None where there is only one.
+        The two, with the first or the last method for what there is none of; None where there is
+        only one.
     """
-    before, *others = methods
-    if not others:
+    if len(methods) < 2:
         return None
+    before = next((name for name in methods if not is_learned(name)), methods[0])
+    others = [name for name in methods if name != before]
     return before, next(filter(is_learned, others), others[-1])
 
 
@@ -81,24 +83,36 @@ def draw_examples(
     pairs = _results_by_pair(samples, methods) if methods else {}
     if methods is None or not pairs:
         return None
-    ranked = sorted(pairs, key=lambda pair: pairs[pair][1].merit - pairs[pair][0].merit)
-    count = min(_SHOWN, len(ranked) // 2)
+    before, after = (names[method] for method in methods)
+    merit = next(iter(pairs.values()))[0].MERIT
+    rule = (
+        f"Before: {before}, the first method that is not ours, or else the first. After: {after}, "
+        "the first that is, or else the last. Pairs are ranked by how much the second is ahead in "
+        f"{merit}; those on which both are alike to the digits shown are left out."
+    )
+    gains = {pair: _gain(*results) for pair, results in pairs.items() if _differ(*results)}
+    ranked = sorted(gains, key=gains.__getitem__)
+    count = min(_SHOWN, max(len(ranked) // 2, 1))
+    best = [pair for pair in ranked[::-1] if gains[pair] > 0][:count]
+    worst = [pair for pair in ranked if pair not in best][:count]
 
     def draw(pair: tuple[str, str]) -> Example:
         shown = show(units[pair], replace(protocol, methods=methods))
         return _draw(pair, shown, methods, pairs[pair], names)
 
-    before, after = (names[method] for method in methods)
-    rule = (
-        f"Before: {before}, the first method. After: {after}, the first learned one behind it, or "
-        "else the last. Pairs are ranked by how much the second is ahead in "
-        f"{pairs[ranked[0]][0].MERIT}."
-    )
-    best, worst = ranked[::-1][: max(count, 1)], ranked[:count]
     drawn = {pair: draw(pair) for pair in (*best, *worst)}
     first = {drawn[pair].jpeg: pair for pair in reversed(drawn)}  # data sets share photographs
     best, worst = ([p for p in group if first[drawn[p].jpeg] == p] for group in (best, worst))
     return Examples(rule, tuple(map(drawn.__getitem__, best)), tuple(map(drawn.__getitem__, worst)))
+
+
+def _gain(before: RankedResult, after: RankedResult) -> float:
+    return after.merit - before.merit
+
+
+def _differ(before: RankedResult, after: RankedResult) -> bool:
+    """Whether a reader of the caption would see which is ahead."""
+    return before.summary != after.summary and bool(_gain(before, after))
 
 
 def _results_by_pair(

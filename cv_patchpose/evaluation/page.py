@@ -63,6 +63,12 @@ _READING = (
     '<a href="report.json">report.json</a>, <a href="rows.csv">rows.csv</a>, '
     '<a href="pairs.csv">pairs.csv</a>.'
 )
+_GAIN = "maa_10_gain"
+_READING_GAIN = (
+    " maa_10_gain is a method's maa_10 minus that of the first method, {first}, mean over pairs; "
+    "maa_10_gain_error is its standard error, which takes pairs for independent: a gain that is "
+    "not well above it may be chance."
+)
 _STAGES_NOTE = (
     "Detection is shared by all methods. What a detector spends on orientations of its own lies in "
     "detect, not in pose."
@@ -94,7 +100,7 @@ def render_page(
         title=escape(f"{content['benchmark']} on {content['protocol']['root']}"),
         summary=escape(_tell_timings(*reused)),
         rows=_table(content["rows"], names),
-        reading=_READING,
+        reading=_READING + _explain_gain(content["rows"], names),
         stages=_stage_section(content["rows"], names),
         plots="".join(_figure(plot.png, "png", plot.title, plot.note) for plot in plots),
         examples=_example_section(examples),
@@ -114,18 +120,23 @@ def _tell_timings(reused: int, total: int) -> str:
     return text
 
 
+def _explain_gain(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    if _GAIN not in rows[0]:
+        return ""
+    return _READING_GAIN.format(first=escape(names[rows[0]["method"]]))
+
+
 def _table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
     columns = main_columns(rows)
-    best = {column: _best(rows, column) for column in columns}
+    best = {column: _best(rows, column) for column in columns[1:]}
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     lines = []
     for row in rows:
         cells = [f"<td>{escape(names[row['method']])}</td>"]
         for column in columns[1:]:
-            mark = (
-                ' class="best"' if best[column] is not None and row[column] == best[column] else ""
-            )
-            cells.append(f"<td{mark}>{escape(format_cell(column, row[column]))}</td>")
+            text = format_cell(column, row[column])
+            mark = ' class="best"' if text == best[column] else ""
+            cells.append(f"<td{mark}>{escape(text)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
@@ -140,15 +151,20 @@ def _stage_section(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) 
     )
 
 
-def _best(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
+def _best(rows: Sequence[Mapping[str, Any]], column: str) -> str | None:
+    """Return the best of a column as it is shown; None where nothing is better than the rest."""
     values = [row[column] for row in rows if row[column] is not None]
-    judged = column.startswith(_HIGHER_IS_BETTER + _SHARES)
-    return max(values) if judged and len(rows) > 1 and values else None
+    judged = column.startswith(_HIGHER_IS_BETTER + _SHARES) and not column.startswith(_GAIN)
+    if not judged or len(rows) < 2 or not any(values):
+        return None
+    return format_cell(column, max(values))
 
 
 def _example_section(examples: Examples | None) -> str:
     if examples is None:
         return "<p>None: they need a benchmark of pairs and two methods.</p>"
+    if not (examples.best or examples.worst):
+        return f"<p>{escape(examples.rule)}</p><p>None is left.</p>"
     return (
         f"<p>{escape(examples.rule)}</p>"
         + _example_figures("Most gained", examples.best)

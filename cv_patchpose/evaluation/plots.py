@@ -18,14 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]
+_Box = tuple[float, float, float, float]
 
 _SIZE_INCHES = (6.4, 4.2)
 _DPI = 110
-# The same in every report, whatever the worst method does; what is larger is in the bin behind.
-_HISTOGRAM_LIMITS = {"px": 10.0, "degrees": 20.0, "octaves": 1.0}
-_BINS = 10
+# Ticks of the curves of errors, the same in every report; what is beyond the last is not drawn.
+_ERROR_TICKS = {
+    "px": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+    "degrees": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0),
+    "octaves": (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+}
+_CURVE_POINTS = 201
+_FAILS_BELOW = 0.25  # of the best: a method that far behind would squash the others
 _LEAST_MS = 0.01  # what fixed angles cost, on an axis that has no 0
-_LABEL_GAP, _LABEL_HEIGHT = 1.4, 0.05  # of a name behind its point, and of the axis
+# Of a name: its distance from its point, its height and that of a letter's width, as shares of the
+# axes.
+_LABEL_GAP, _LABEL_HEIGHT, _LETTER_WIDTH = 0.025, 0.05, 0.0125
+_DASHES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vP*X<>"
 
 
@@ -83,47 +92,111 @@ def draw_plots(
 
 
 def _draw_mma(rows: Sequence[Row], names: Mapping[str, str]) -> Plot:
+    failed = _failed(rows, "mma_3")
+
     def draw(axes: Axes) -> None:
         for number, row in enumerate(rows):
-            values = [row[name] for name in MMA_NAMES]
-            axes.plot(MMA_THRESHOLDS_PX, values, label=names[row["method"]], **_style(number), ms=4)
-        axes.set(xlabel="threshold, pixels of image 2", ylabel="share of matches", ylim=(0, None))
+            if row["method"] not in failed:
+                values = [row[name] for name in MMA_NAMES]
+                label = names[row["method"]]
+                axes.plot(MMA_THRESHOLDS_PX, values, label=label, **_style(number), ms=4)
+        _list_failed(axes, rows, failed, names)
+        axes.set(xlabel="threshold, pixels of image 2", ylabel="share of matches")
         axes.set_xticks(MMA_THRESHOLDS_PX)
 
     note = "Share of matches within a distance of the truth, mean over pairs."
-    return Plot("Mean matching accuracy", note, _render(draw))
+    return Plot("Mean matching accuracy", note + _tell_failed(failed, names), _render(draw))
 
 
 def _draw_cost(rows: Sequence[Row], names: Mapping[str, str], metric: str, what: str) -> Plot:
+    failed = _failed(rows, metric)
+
     def draw(axes: Axes) -> None:
         points: list[tuple[float, float, str]] = []
         for number, row in enumerate(rows):
-            cost_ms = max(1e3 * row["seconds_pose"], _LEAST_MS)
-            style = _style(number) | {"linestyle": "none"}
-            points.append((cost_ms, row[metric], names[row["method"]]))
-            axes.plot([cost_ms], [row[metric]], **style, ms=8, mfc="none", mew=1.5)
+            if row["method"] not in failed:
+                cost_ms = max(1e3 * row["seconds_pose"], _LEAST_MS)
+                style = _style(number) | {"linestyle": "none"}
+                points.append((cost_ms, row[metric], names[row["method"]]))
+                axes.plot([cost_ms], [row[metric]], **style, ms=8, mfc="none", mew=1.5)
         axes.set(xlabel="time for the poses of an image, ms", ylabel=what, xscale="log")
-        axes.margins(x=0.3, y=0.1)
-        _label_points(axes, points)
+        axes.margins(x=0.2, y=0.2)
+        label_points(axes, points)
+        _list_failed(axes, rows, failed, names)
 
     note = (
         f"{what} against the median time that the poses of one image take; up and to the left "
         f"is better. Times below {_LEAST_MS} ms are drawn there. What a detector spends on "
         "orientations of its own lies in detect, not here."
     )
-    return Plot("Accuracy against cost", note, _render(draw))
+    return Plot("Accuracy against cost", note + _tell_failed(failed, names), _render(draw))
 
 
-def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points, from the lowest up, each clear of the one below."""
-    low, high = axes.get_ylim()
-    free = low
-    for x, y, name in sorted(points, key=lambda point: point[1]):
-        free = max(y, free)
-        arrow = {"arrowstyle": "-", "color": "0.7", "shrinkA": 0, "shrinkB": 4}
-        place = (x * _LABEL_GAP, free)
-        axes.annotate(name, (x, y), place, fontsize=8, va="center", arrowprops=arrow)
-        free += (high - low) * _LABEL_HEIGHT
+def _failed(rows: Sequence[Row], metric: str) -> dict[str, float]:
+    """Return what the methods reach that are too far behind the best to be in its picture."""
+    least = _FAILS_BELOW * max(row[metric] for row in rows)
+    return {row["method"]: row[metric] for row in rows if row[metric] < least}
+
+
+def _list_failed(
+    axes: Axes, rows: Sequence[Row], failed: Mapping[str, float], names: Mapping[str, str]
+) -> None:
+    """Put what is not in view in the legend; the picture may stand without its note."""
+    for number, row in enumerate(rows):
+        if row["method"] in failed:
+            label = f"{names[row['method']]}: {failed[row['method']]:.3f}, off the plot"
+            style = _style(number) | {"linestyle": "none"}
+            axes.plot([], [], label=label, **style, mfc="none")
+
+
+def _tell_failed(failed: Mapping[str, float], names: Mapping[str, str]) -> str:
+    if not failed:
+        return ""
+    told = ", ".join(names[method] for method in failed)
+    return f" Not in view, less than a quarter of the best: {told}."
+
+
+def label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside points: inside the axes, clear of each other and of other points.
+
+    Args:
+        axes: With everything that decides its limits.
+        points: Place and name of each.
+    """
+    axes.autoscale_view()
+    to_axes = axes.transScale + axes.transLimits
+    places = to_axes.transform([(x, y) for x, y, _ in points])
+    taken = [(u, v, _LABEL_GAP, _LABEL_HEIGHT) for u, v in places]
+    steps = sorted(range(-20, 21), key=abs)
+    for (x, y, name), (u, v) in sorted(
+        zip(points, places, strict=True), key=lambda each: -each[0][1]
+    ):
+        width = _LETTER_WIDTH * len(name)
+        side = 1 if u + _LABEL_GAP + width <= 1 else -1
+        middle = u + side * (_LABEL_GAP + width / 2)
+        heights = (v + step * _LABEL_HEIGHT / 2 for step in steps)
+        inside = [h for h in heights if _LABEL_HEIGHT / 2 <= h <= 1 - _LABEL_HEIGHT / 2]
+        free = [h for h in inside if not _overlaps((middle, h, width, _LABEL_HEIGHT), taken)]
+        height = (free or inside)[0]
+        taken.append((middle, height, width, _LABEL_HEIGHT))
+        axes.annotate(
+            name,
+            (x, y),
+            (u + side * _LABEL_GAP, height),
+            textcoords="axes fraction",
+            fontsize=8,
+            ha="left" if side > 0 else "right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "shrinkA": 0, "shrinkB": 4},
+        )
+
+
+def _overlaps(box: _Box, others: Sequence[_Box]) -> bool:
+    """Whether a box, given by its middle and its size, meets any other."""
+    x, y, width, height = box
+    return any(
+        abs(x - u) < (width + w) / 2 and abs(y - v) < (height + h) / 2 for u, v, w, h in others
+    )
 
 
 def _draw_difficulties(rows: Sequence[Row], names: Mapping[str, str]) -> Plot:
@@ -161,35 +234,46 @@ def _draw_errors(samples: Sequence[Sample[Any]], names: Mapping[str, str]) -> li
             for method, parts in errors.items()
         }
         if any(len(values) for values in by_method.values()):
-            plots.append(_draw_histogram(kind, by_method, names))
+            plots.append(_draw_shares(kind, by_method, names))
     return plots
 
 
-def _draw_histogram(
+def _draw_shares(
     kind: str, errors: Mapping[str, NDArray[np.float64]], names: Mapping[str, str]
 ) -> Plot:
     what, _, unit = kind.rpartition(", ")
-    limit = _HISTOGRAM_LIMITS[unit]
-    edges = np.linspace(0, limit * (1 + 1 / _BINS), _BINS + 2)
-    beyond = (edges[-2] + edges[-1]) / 2
+    ticks = _ERROR_TICKS[unit]
+    limits = np.geomspace(ticks[0], ticks[-1], _CURVE_POINTS)
 
     def draw(axes: Axes) -> None:
         for number, (method, values) in enumerate(errors.items()):
             if len(values):
-                counts, _ = np.histogram(np.where(values < limit, values, beyond), edges)
-                color = _style(number)["color"]
-                axes.stairs(counts / len(values), edges, label=names[method], color=color, lw=1.5)
-        axes.set(xlabel=kind, ylabel="share", ylim=(0, None))
-        axes.axvspan(limit, edges[-1], color="0.93", zorder=0)
-        axes.set_xticks([*edges[:-2:2], beyond], [*(f"{x:g}" for x in edges[:-2:2]), "beyond"])
+                shares = np.searchsorted(np.sort(values), limits, side="right") / len(values)
+                style = _style(number) | {"marker": ""}
+                axes.plot(limits, shares, label=names[method], **style, lw=1.5)
+        axes.set(xlabel=kind, ylabel="share of errors up to this one", xscale="log")
+        axes.set(xlim=(ticks[0], ticks[-1]), ylim=(0, 1.02))
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
 
-    note = f"Share of the errors in each bin; the last one holds all from {limit:g} {unit} on."
-    return Plot(f"Histogram: {what}", note, _render(draw))
+    note = (
+        "Share of all errors up to each size; higher is better. What a curve lacks of 1 at its "
+        "right end is larger still."
+    )
+    return Plot(f"{what.capitalize()}, cumulative", note, _render(draw))
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Make methods differ by colour, and where colours come again by marker."""
-    return {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+    """Make methods differ by colour, marker, and where curves coincide by dashes.
+
+    The first lie on top: solid lines come again later and would cover them.
+    """
+    return {
+        "color": f"C{number % 10}",
+        "linestyle": _DASHES[number % len(_DASHES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "zorder": 3 - number / 100,
+    }
 
 
 def _render(draw: Callable[[Axes], None]) -> bytes:
@@ -202,7 +286,9 @@ def _render(draw: Callable[[Axes], None]) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         # Beside the axes: inside it would lie on what there is most of.
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        figure.legend(
+            loc="outside lower center", ncols=4, fontsize=8, frameon=False, handlelength=2.6
+        )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
