@@ -164,6 +164,14 @@ class TestGeometry:
         assert fit.inlier[120:].mean() > 0.8
         assert fit.inlier[:120].mean() < 0.2
 
+    @pytest.mark.parametrize("depth", [60, 120, 1000])
+    def test_pose_is_found_however_many_baselines_away_the_scene_is(self, points, depth):
+        first, second = camera(), camera(5, (-1, 0.1, 0))
+        far = points * depth / 4
+        fit = estimate_relative_pose(see(first, far), see(second, far), first, second)
+        assert pose_error_deg(fit.pose, relative_pose(first, second)) < 0.1
+        assert fit.inlier.all()
+
     def test_epipolar_error_is_the_distance_from_the_line(self, points):
         first, second = camera(), camera(0, (-2, 0, 0))  # side by side: the lines are rows
         xy1, xy2 = see(first, points), see(second, points)
