@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         args: Parsed by :func:`add_arguments`.
 
     Returns:
-        0, or 1 if some sequences or images could not be measured.
+        0, or 1 if some sequences or images could not be measured, or not with every method.
 
     Raises:
         ValueError: Unknown benchmark, method or option for it, or nothing to measure.
@@ -161,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{STAGES_TITLE}\n{format_table(stages)}")
     if args.report:
         show = getattr(module, "show_pair", None)
-        write_report(args.report, content, outcome, protocol, show)
+        shown = dataclasses.replace(protocol, methods=tuple(row["method"] for row in outcome.rows))
+        write_report(args.report, content, outcome, shown, show)
         print(args.report / PAGE)
     reused, total = outcome.reused
     if reused:

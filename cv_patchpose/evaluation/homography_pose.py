@@ -27,7 +27,7 @@ from cv_patchpose.evaluation.runner import (
     require_choice,
     require_positive,
 )
-from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_by_method
 from cv_patchpose.evaluation.sequences import (
     PlanarPair,
     View,
@@ -125,10 +125,8 @@ def run_benchmark(
         measure_pair, PairErrors, pairs, protocol,
         jobs=jobs, cache=cache, group=sequence_of, known=failures,
     )  # fmt: skip
-    rows = [
-        {"method": name, **summarize_pair_errors(results_of(samples, name))}
-        for name in protocol.methods
-    ]
+    results = results_by_method(samples, protocol.methods)
+    rows = [{"method": name, **summarize_pair_errors(found)} for name, found in results.items()]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
     return Outcome(rows, failures, samples, units)
 

@@ -13,7 +13,7 @@ from cv_patchpose.evaluation.interface import Method, MethodSettings
 from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import PoseErrors, pose_errors, summarize_pose_errors
 from cv_patchpose.evaluation.runner import Outcome, load_methods, measure_units, require_positive
-from cv_patchpose.evaluation.samples import Sample, results_of
+from cv_patchpose.evaluation.samples import Sample, results_by_method
 from cv_patchpose.evaluation.sequences import View, turn_image
 from cv_patchpose.files import find_images, read_image
 from cv_patchpose.homography import project
@@ -90,10 +90,8 @@ def run_benchmark(
     samples, failures = measure_units(
         measure, PoseErrors, photographs, protocol, jobs=jobs, cache=cache
     )
-    rows = [
-        {"method": name, **summarize_pose_errors(results_of(samples, name))}
-        for name in protocol.methods
-    ]
+    results = results_by_method(samples, protocol.methods)
+    rows = [{"method": name, **summarize_pose_errors(found)} for name, found in results.items()]
     return Outcome(rows, failures, samples)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from cv_patchpose.evaluation.metrics import (
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
 from cv_patchpose.evaluation.results import TwoViewResult
 from cv_patchpose.evaluation.runner import Outcome, measure_units
-from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_by_method
 from cv_patchpose.evaluation.scenes import DIFFICULTIES, ViewPair, find_pairs
 from cv_patchpose.evaluation.sequences import read_photograph, require_view, turn_image
 from cv_patchpose.matching import Matches
@@ -96,8 +97,12 @@ def run_benchmark(
         measure_pair, TwoViewResult, pairs, replace(protocol, kept=keep_in(cache, protocol)),
         jobs=jobs, cache=cache, group=_scene_of, known=failures,
     )  # fmt: skip
-    first = results_of(samples, protocol.methods[0])
-    rows = [summarize(results_of(samples, name), name, first) for name in protocol.methods]
+    results = results_by_method(samples, protocol.methods)
+    first = {_place(each): each.result for each in samples if each.method == protocol.methods[0]}
+    rows = []
+    for name, found in results.items():
+        places = [_place(each) for each in samples if each.method == name]
+        rows.append(summarize(found, name, [first.get(place) for place in places]))
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
     return Outcome(rows, failures, samples, units)
 
@@ -140,6 +145,10 @@ def show_pair(pair: ViewPair, protocol: TwoViewProtocol) -> ShownPair:
     )
     counted = f"within {CORRECT_PX:g} px of the true epipolar lines"
     return ShownPair(images[0].image, images[1].image, matches, counted)
+
+
+def _place(sample: Sample[TwoViewResult]) -> tuple[str, str]:
+    return sample.sequence, sample.pair
 
 
 def _scene_of(pair: ViewPair) -> str:
@@ -208,16 +217,18 @@ def score_pair(
 
 
 def summarize(
-    results: list[TwoViewResult], method: str, first: list[TwoViewResult] | None = None
+    results: list[TwoViewResult],
+    method: str,
+    first: Sequence[TwoViewResult | None] | None = None,
 ) -> dict[str, float | str | None]:
     """Average a method's results over pairs; difficulties without a pair give None.
 
     Args:
         results: Of every pair.
         method: Whose results count.
-        first: Those of the method to compare with, pair by pair, if there is one. The gain in
-            mAA(10) comes with its standard error: pairs are few, and those that one method finds
-            and another does not are fewer.
+        first: Those of the method to compare with, pair by pair, if there is one; None for a pair
+            on which it failed. The gain in mAA(10) comes with its standard error: pairs are few,
+            and those that one method finds and another does not are fewer.
     """
     own = [result for result in results if result.method == method]
     row: dict[str, float | str | None] = {"method": method}
@@ -230,8 +241,12 @@ def summarize(
         )
         row[f"pairs_{difficulty}"] = len(alike)
     if first is not None:
-        gains = [_accuracy(one) - _accuracy(other) for one, other in zip(own, first, strict=True)]
-        row["maa_10_gain"] = float(np.mean(gains))
+        gains = [
+            _accuracy(one) - _accuracy(other)
+            for one, other in zip(own, first, strict=True)
+            if other is not None
+        ]
+        row["maa_10_gain"] = float(np.mean(gains)) if gains else None
         row["maa_10_gain_error"] = (
             float(np.std(gains, ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else None
         )
