@@ -333,6 +333,12 @@ class TestScenes:
         }
         assert failures == {}
 
+    def test_links_that_go_round_in_circles_add_nothing(self, root, tmp_path):
+        for name in ("loop", "again"):
+            (tmp_path / name).symlink_to(".")
+        (tmp_path / "linked").symlink_to(root)
+        assert [pair.name for pair in find_pairs(tmp_path)[0]] == ["linked/motorcycle/a-b"]
+
     def test_imc_layout_gives_its_pairs(self, imc_root):
         (pair,), failures = find_pairs(imc_root)
         assert pair.name == "motorcycle/set_100/left-1-right-1"

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cv_patchpose.evaluation.cameras import Camera, read_camera, viewing_angle_deg
-from cv_patchpose.evaluation.sequences import name_folder
+from cv_patchpose.evaluation.sequences import list_folders, name_folder
 from cv_patchpose.files import IMAGE_SUFFIXES
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -108,7 +107,7 @@ def find_pairs(root: Path) -> tuple[list[ViewPair], dict[str, str]]:
         raise ValueError(f"root: expected a folder, got {root}")
     pairs: list[ViewPair] = []
     failures: dict[str, str] = {}
-    for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
+    for folder in list_folders(root):
         name = name_folder(folder, root)
         try:
             if (folder / _CAMERAS_FILE).is_file():

@@ -112,8 +112,8 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
         root: Folder, searched recursively.
 
     Returns:
-        The sequences in order of name, and for each folder that could not be read its name and
-        what is wrong with it.
+        The sequences in order of name, and what is wrong with each folder or pair that could not
+        be read, by its name.
 
     Raises:
         ValueError: ``root`` is no folder or holds no sequence.
@@ -122,22 +122,40 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
         raise ValueError(f"root: expected a folder, got {root}")
     sequences: list[ImageSequence] = []
     failures: dict[str, str] = {}
-    for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
+    for folder in list_folders(root):
         images = _numbered_images(folder)
         listed = sorted(path for path in folder.glob("H_1_*") if path.name[4:].isdecimal())
         if not listed and not (1 in images and len(images) > 1):
             continue
         name = name_folder(folder, root)
         try:
-            sequences.append(_read_sequence(name, folder, images, listed))
-        except ValueError as error:
+            sequence, wrong = _read_sequence(name, folder, images, listed)
+        except (ValueError, OSError) as error:
             failures[name] = str(error)
+            continue
+        sequences.append(sequence)
+        failures |= wrong
     if not sequences and not failures:
         raise ValueError(
             f"root: expected folders with images 1.*, 2.*, ... and files H_1_2, ..., "
             f"got none under {root}"
         )
     return sequences, failures
+
+
+def list_folders(root: Path) -> list[Path]:
+    """List a folder and those below it, sorted; each once, however many links lead to it."""
+    folders: list[Path] = []
+    seen: set[str] = set()
+    for path, names, _ in os.walk(root, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            names.clear()  # what is below has been seen as well, or a link goes round in circles
+            continue
+        names.sort()
+        seen.add(real)
+        folders.append(Path(path))
+    return sorted(folders)
 
 
 def name_folder(folder: Path, root: Path) -> str:
@@ -155,26 +173,36 @@ def _numbered_images(folder: Path) -> dict[int, list[Path]]:
 
 def _read_sequence(
     name: str, folder: Path, images: dict[int, list[Path]], listed: list[Path]
-) -> ImageSequence:
-    for path in listed:
-        for needed in (1, int(path.name[4:])):
-            if needed not in images:
-                raise ValueError(
-                    f"{path}: expected an image {needed}.* beside it, its number without zeros in "
-                    f"front and one of {', '.join(IMAGE_SUFFIXES)} behind, got none"
-                )
-    for number, paths in images.items():
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            raise ValueError(f"{folder}: expected one image {number}.*, got {names}")
-    targets = tuple(
-        Target(images[index][0], read_homography(folder / f"H_1_{index}"))
-        for index in sorted(images)
-        if index != 1
-    )
-    if not targets:
+) -> tuple[ImageSequence, dict[str, str]]:
+    """Return a sequence and, by the name of the pair, what is wrong with the others of it."""
+    numbers = sorted({*images, *(int(path.name[4:]) for path in listed)} - {1})
+    if not numbers:
         raise ValueError(f"{folder}: expected an image 2.* or further ones, got only image 1")
-    return ImageSequence(name, images[1][0], targets)
+    homographies = {number: folder / f"H_1_{number}" for number in numbers}
+    first = _only_image(1, images, homographies[numbers[0]])
+    targets: list[Target] = []
+    failures: dict[str, str] = {}
+    for number, path in homographies.items():
+        try:
+            targets.append(Target(_only_image(number, images, path), read_homography(path)))
+        except (ValueError, OSError) as error:
+            failures[f"{name}/1-{number}"] = str(error)
+    if not targets:
+        raise ValueError(next(iter(failures.values())))  # the others are mostly the same
+    return ImageSequence(name, first, tuple(targets)), failures
+
+
+def _only_image(number: int, images: dict[int, list[Path]], homography: Path) -> Path:
+    found = images.get(number, [])
+    if not found:
+        raise ValueError(
+            f"{homography}: expected an image {number}.* beside it, its number without zeros in "
+            f"front and one of {', '.join(IMAGE_SUFFIXES)} behind, got none"
+        )
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise ValueError(f"{homography.parent}: expected one image {number}.*, got {names}")
+    return found[0]
 
 
 def thin_out(sequences: list[ImageSequence]) -> list[ImageSequence]:
