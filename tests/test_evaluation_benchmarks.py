@@ -535,6 +535,19 @@ def test_command_writes_json_and_prints_a_table(root, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", ".cv-patchpose-cache"}
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_command_records_the_threads_of_the_processes_that_measure(
+    root, tmp_path, monkeypatch, jobs
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    output = tmp_path / "out.json"
+    arguments = ["homography-pose", str(root), "--methods", "identity", "--quick", "--jobs", jobs]
+    assert main(["evaluate", *arguments, "-o", str(output)]) == 0
+    environment = json.loads(output.read_text())["environment"]
+    assert environment["jobs"] == int(jobs)
+    assert environment["threads"] == (cv2.getNumThreads() if jobs == "1" else 3)
+
+
 def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, capsys):
     tree = tmp_path / "tree"
     tree.mkdir()

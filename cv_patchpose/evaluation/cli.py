@@ -31,7 +31,7 @@ from cv_patchpose.evaluation.report import (
     strip_folders,
 )
 from cv_patchpose.evaluation.report_folder import PAGE, prepare_report, write_report
-from cv_patchpose.evaluation.runner import require_choice
+from cv_patchpose.evaluation.runner import require_choice, threads_per_process
 from cv_patchpose.files import check_output, write_file
 from cv_patchpose.patchpose.plan import SPLIT_RULES, SPLITS
 from cv_patchpose.patchpose.shards import is_dataset
@@ -152,7 +152,8 @@ def run(args: argparse.Namespace) -> int:
         "failures": {
             name: strip_folders(what, args.root) for name, what in outcome.failures.items()
         },
-        "environment": describe_environment(),
+        "environment": describe_environment()
+        | {"jobs": args.jobs, "threads": threads_per_process(args.jobs)},
     }
     if args.output:
         write_file(args.output, format_json(content).encode())

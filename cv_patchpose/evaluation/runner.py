@@ -185,6 +185,11 @@ def run_units(
     return [sample for index in sorted(results) for sample in results[index]], failures
 
 
+def threads_per_process(jobs: int) -> int:
+    """Return the number of OpenCV's threads in each of the processes that measure."""
+    return cv2.getNumThreads() if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+
+
 def tell_failures(failures: Mapping[str, str]) -> str:
     """Write a line for each of them."""
     return "\n".join(f"{name}: {what}" for name, what in failures.items())
@@ -242,7 +247,7 @@ def _prepare_worker(threads: int) -> None:
 def _run_in_pool(
     measure: Callable[[Unit], list[Measured]], units: Sequence[Unit], jobs: int
 ) -> Iterator[tuple[int, Attempt[Measured]]]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_per_process(jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _prepare_worker, (threads,)) as pool:
         try:
