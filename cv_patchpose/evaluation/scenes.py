@@ -171,7 +171,12 @@ def _read_imc_scene(name: str, folder: Path, failures: dict[str, str]) -> list[V
     for path in sorted((folder / "images").iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             files.setdefault(path.stem, []).append(path)
-    names = [_split_key(key, files) for key in keys]
+    names: list[tuple[str, str]] = []
+    for key in keys:
+        try:
+            names.append(_split_key(key, files))
+        except ValueError as error:
+            failures[f"{name}/{key}"] = str(error)
     images: dict[str, CalibratedImage] = {}
     for stem in sorted({stem for both in names for stem in both}):
         try:
@@ -186,7 +191,7 @@ def _read_imc_scene(name: str, folder: Path, failures: dict[str, str]) -> list[V
     if not pairs:
         raise ValueError(
             f"{folder / _PAIRS_FILE}: expected pairs of images with calibrations, got none such "
-            f"among {len(names)}"
+            f"among {len(keys)}"
         )
     return pairs
 
@@ -215,6 +220,8 @@ def _read_keys(path: Path) -> list[str]:
             f"{path}: expected an array of strings NAME1-NAME2 as numpy.save writes it, got a "
             "file of something else"
         ) from error
+    if keys.dtype.kind == "S":
+        keys = np.char.decode(keys, "utf-8", "replace")
     if keys.ndim != 1 or keys.dtype.kind != "U":
         raise ValueError(
             f"{path}: expected an array of strings NAME1-NAME2, got {keys.dtype} {keys.shape}"
@@ -226,6 +233,7 @@ def _split_key(key: str, known: Iterable[str]) -> tuple[str, str]:
     """Split NAME1-NAME2; names may have hyphens of their own."""
     parts = key.split("-")
     splits = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(1, len(parts))]
+    splits = [both for both in splits if all(both)]
     if not splits:
         raise ValueError(f"{_PAIRS_FILE}: expected NAME1-NAME2, got {key!r}")
     return next((both for both in splits if set(both) <= set(known)), splits[0])
