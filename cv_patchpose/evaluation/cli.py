@@ -144,7 +144,13 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     module, protocol_class = _find_benchmark(args)
     protocol = _build_protocol(args, protocol_class)
-    outcome = module.run_benchmark(args.root, protocol, args.jobs, _cache_folder(args))
+    cache = _cache_folder(args)
+    try:
+        outcome = module.run_benchmark(args.root, protocol, args.jobs, cache)
+    except KeyboardInterrupt:
+        if cache:
+            print(f"cv-patchpose: a rerun continues from the results in {cache}", file=sys.stderr)
+        raise
     content = {
         "benchmark": args.benchmark,
         "protocol": {"root": args.root.resolve().name, **_effective(protocol)},
@@ -189,6 +195,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise ValueError("output: expected -o FILE.json, --report DIR or both, got neither")
     if args.cache and args.no_cache:
         raise ValueError("cache: expected --cache DIR or --no-cache, got both")
+    cache = _cache_folder(args)
+    if cache and cache.exists() and not cache.is_dir():
+        raise ValueError(f"--cache: expected a folder, got the file {cache}")
     if args.report:
         prepare_report(args.report)
     if args.output:
