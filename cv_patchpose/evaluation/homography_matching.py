@@ -47,7 +47,7 @@ class MatchingProtocol(PipelineOptions):
     """How matching is measured; see also :class:`PipelineOptions`.
 
     Attributes:
-        rotate: Degrees clockwise by which image 2 is turned.
+        rotate: Degrees clockwise by which image 2 is rotated.
         zoom: Factor by which image 2 is zoomed.
         min_zoom_change: Keep only pairs whose zoom at the centre of image 1 is above this or
             below its inverse; None keeps all.

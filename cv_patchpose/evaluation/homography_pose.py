@@ -66,7 +66,7 @@ class PoseProtocol:
             centres of the images are the origin.
         max_keypoints: Strongest SIFT points per image of "repeated"; a bound on the 400 points per
             pair of "fixed" and the 25 of "paper".
-        rotate: Degrees clockwise by which image 2 is turned.
+        rotate: Degrees clockwise by which image 2 is rotated.
         zoom: Factor by which image 2 is zoomed.
         scale_prior: See :class:`MethodSettings`; "auto" is a flat prior for "fixed" and "paper".
         top_k: Recall is given for 1 to so many candidates at each point, if above 1: the pose
@@ -146,7 +146,7 @@ def measure_pair(pair: PlanarPair, protocol: PoseProtocol) -> list[Sample[PairEr
 
 
 def show_pair(pair: PlanarPair, protocol: PoseProtocol) -> ShownPair:
-    """Measure a pair with each method, to look at the points where the turn is right."""
+    """Measure a pair with each method, to look at the points whose orientation is right."""
     found = _measure(pair, protocol)
     (image1, image2), (points1, points2) = found.images, found.points
     counts = (len(points1), len(points2))
@@ -156,7 +156,7 @@ def show_pair(pair: PlanarPair, protocol: PoseProtocol) -> ShownPair:
         )
         for name, errors in found.errors.items()
     }
-    return ShownPair(image1, image2, matches, f"turned right within {RIGHT_DEG} degrees")
+    return ShownPair(image1, image2, matches, f"orientation right within {RIGHT_DEG} degrees")
 
 
 @dataclass(frozen=True)

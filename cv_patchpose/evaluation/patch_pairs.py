@@ -65,7 +65,7 @@ class ShardFile:
 def run_benchmark(
     root: Path, protocol: PatchPairsProtocol, jobs: int = 1, cache: Path | None = None
 ) -> Outcome:
-    """Compare the poses of patches with those of the same place turned or zoomed.
+    """Compare the poses of patches with those of the same place rotated or zoomed.
 
     Orientation is scored on pairs at scale 1, scale on pairs at angle 0, as in the released
     practice. The identity patch with itself is one pair of each, which any method gets right.

@@ -90,7 +90,7 @@ def _load_method(spec: str, settings: MethodSettings, version: Version) -> Metho
 
 
 def _version(spec: str) -> Version:
-    """Tell a file of the user's from what it was before, in a process that goes on."""
+    """Identify the state of a user's file, which may change while the process goes on."""
     _, files = identify_method(spec, ())
     return tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file())
 
@@ -128,7 +128,7 @@ def measure_units(
         protocol: And how.
         jobs: Number of processes.
         cache: Folder where results are kept and found again, or None.
-        group: Gives the name under which a unit's failure is told.
+        group: Gives the name under which a unit's failure is reported.
         known: What was wrong with what is not among the units.
 
     Returns:
@@ -136,7 +136,7 @@ def measure_units(
         or with methods that failed on a unit.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; tells all that was
+        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; says all that was
             wrong.
         OSError: The cache cannot be made, or a process died.
     """
@@ -157,7 +157,7 @@ def run_units(
         measure: Gives a unit's samples; with several jobs it must pickle.
         units: What to measure.
         jobs: Number of processes.
-        group: Gives the name under which a unit's failure is told.
+        group: Gives the name under which a unit's failure is reported.
         known: What was wrong with what is not among the units.
 
     Returns:
@@ -165,7 +165,7 @@ def run_units(
         that failed. What several of a group say alike is said once.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; tells all that was
+        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; says all that was
             wrong.
         ChildProcessError: A process died.
     """
@@ -200,7 +200,7 @@ def _join_failures(
     sizes: Mapping[str, int],
     group: Callable[[Unit], str],
 ) -> dict[str, str]:
-    """Tell by method and group what was wrong, and with how many of its units."""
+    """Say by method and group what was wrong, and with how many of its units."""
     told: dict[tuple[str, str], dict[str, list[str]]] = {}
     for unit, method, what in failures:
         told.setdefault((method, group(unit)), {}).setdefault(what, []).append(unit.name)

@@ -2,8 +2,8 @@
 
 - ``SCENE/cameras.json`` beside ``SCENE/images/``: an object from each image's file name to its K
   (3 x 3), R (3 x 3) and t (3), with x = K (R X + t), and if known its width and height. The pairs
-  are all whose optical axes are at most 60 degrees apart; no 3-D points are known, to tell the
-  angle between the lines of sight. (The scenes of C. Strecha et al., "On
+  are all whose optical axes are at most 60 degrees apart; no 3-D points are known from which to
+  take the angle between the lines of sight. (The scenes of C. Strecha et al., "On
   Benchmarking Camera Calibration and Multi-View Stereo for High Resolution Imagery", CVPR 2008.)
 - IMC2021, ``SCENE/set_100/``: ``images/NAME.jpg``; ``calibration/calibration_NAME.h5`` with data
   sets K (3, 3), R (3, 3) and T (3), x = K (R X + T); and ``new-vis-pairs/keys-th-0.1.npy``, an

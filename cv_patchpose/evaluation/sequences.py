@@ -1,4 +1,4 @@
-"""Image sequences in HPatches layout, opened as they are or with image 2 turned and zoomed."""
+"""Image sequences in HPatches layout, opened as they are or with image 2 rotated and zoomed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class View:
         return not np.array_equal(self.from_photo, np.eye(3))
 
     def shows(self, xy_px: NDArray[np.float64], margin_px: float = 0.0) -> NDArray[np.bool_]:
-        """Tell which points have photograph around them.
+        """Find the points with photograph around them.
 
         Args:
             xy_px: (N, 2) points of the image, pixels.
@@ -228,7 +228,7 @@ def list_pairs(sequences: list[ImageSequence], quick: bool) -> list[PlanarPair]:
 
 
 def sequence_of(pair: PlanarPair) -> str:
-    """Name the sequence: one bad image tells on many pairs."""
+    """Name the sequence: one bad image fails in many pairs."""
     return pair.sequence
 
 
@@ -283,7 +283,7 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
 
 
 def require_view(rotate: float, zoom: float) -> None:
-    """Refuse a turn or zoom of which there is no image, by their options' names."""
+    """Refuse a rotation or zoom of which there is no image, by their options' names."""
     if not math.isfinite(rotate):
         raise ValueError(f"rotate: expected a finite number of degrees, got {rotate}")
     if not 1 / _MOST_ZOOM <= zoom <= _MOST_ZOOM:
@@ -291,7 +291,7 @@ def require_view(rotate: float, zoom: float) -> None:
 
 
 def turn_image(image: NDArray[np.uint8], rotate_deg: float = 0.0, zoom: float = 1.0) -> View:
-    """Turn an image about its centre and zoom it, on a canvas that holds all of it.
+    """Rotate an image about its centre and zoom it, on a canvas that holds all of it.
 
     Shrinking blurs first, so that a photograph's own blur of half a pixel stays half a pixel.
     The canvas around the photograph is black.
@@ -302,7 +302,7 @@ def turn_image(image: NDArray[np.uint8], rotate_deg: float = 0.0, zoom: float = 
         zoom: Factor on lengths.
 
     Returns:
-        The view; without turn and zoom it is the image itself.
+        The view; without rotation and zoom it is the image itself.
     """
     height, width = image.shape[:2]
     if rotate_deg % 360.0 == 0.0 and zoom == 1.0:

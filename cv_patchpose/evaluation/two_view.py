@@ -48,9 +48,9 @@ class TwoViewProtocol(PipelineOptions):
     """How relative pose of two views is measured; see also :class:`PipelineOptions`.
 
     Attributes:
-        rotate: Degrees clockwise by which image 2 is turned, its camera with it.
+        rotate: Degrees clockwise by which image 2 is rotated, its camera with it.
         zoom: Factor by which image 2 is zoomed.
-        random_turn: Turn image 2 by a further angle, drawn for each image.
+        random_turn: Rotate image 2 by a further angle, drawn for each image.
         seed: Of the angles drawn.
     """
 
@@ -67,7 +67,7 @@ class TwoViewProtocol(PipelineOptions):
         require_view(self.rotate, self.zoom)
 
     def turn_deg(self, pair: ViewPair) -> float:
-        """Angle by which image 2 of a pair is turned: one for each image, in every run the same."""
+        """Angle by which image 2 of a pair is rotated: one per image, the same in every run."""
         if not self.random_turn:
             return self.rotate
         name = f"{pair.sequence}/{pair.second.path.name}"
@@ -155,14 +155,14 @@ def _place(sample: Sample[TwoViewResult]) -> tuple[str, str]:
 
 
 def _scene_of(pair: ViewPair) -> str:
-    """One bad image tells on many pairs."""
+    """One bad image fails in many pairs."""
     return pair.sequence
 
 
 def _describe_pair(
     pair: ViewPair, protocol: TwoViewProtocol
 ) -> tuple[ViewPair, dict[str, Features], dict[str, Features]]:
-    """Return the pair, turned as the protocol wants it, and the features of its images."""
+    """Return the pair, rotated as the protocol wants it, and the features of its images."""
     features1, _ = _features(pair.first.path, pair.first.size, 0.0, 1.0, protocol)
     second = pair.second
     features2, from_photo = _features(
@@ -180,7 +180,7 @@ def _features(
     zoom: float,
     protocol: TwoViewProtocol,
 ) -> tuple[dict[str, Features], NDArray[np.float64]]:
-    """Return the features of a turned photograph, and the map from the photograph to it."""
+    """Return the features of a rotated photograph, and the map from the photograph to it."""
     view = turn_image(_read(path, size), turn_deg, zoom)
     return load_pipeline(protocol).compute(view), view.from_photo
 
