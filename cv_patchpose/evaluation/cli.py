@@ -106,7 +106,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--min-zoom-change", type=float, default=absent, metavar="F",
             help="only pairs zoomed by more than F or less than 1/F")  # fmt: skip
 
-    about = "difficulty is the angle between the optical axes: easy below 15 degrees, hard from 30"
+    about = (
+        "difficulty is the angle between the optical axes, not that of the baseline: easy below 15 "
+        "degrees, hard from 30"
+    )
     options = parser.add_argument_group("two-view", about).add_argument
     options("--random-turn", action="store_true", default=absent,
             help="rotate image 2 by an angle drawn for each image")  # fmt: skip

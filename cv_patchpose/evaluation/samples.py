@@ -88,6 +88,11 @@ class Sample(Generic[R]):
     result: R
     reused: bool = False
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Names of the sequence and the pair, the same for all methods."""
+        return self.sequence, self.pair
+
 
 def results_of(samples: Sequence[Sample[R]], method: str) -> list[R]:
     """Return the results of a method."""

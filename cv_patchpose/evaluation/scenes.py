@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cv_patchpose.evaluation.cameras import Camera, read_camera, viewing_angle_deg
-from cv_patchpose.evaluation.sequences import list_folders, name_folder
+from cv_patchpose.evaluation.folders import list_folders, name_folder
 from cv_patchpose.files import IMAGE_SUFFIXES
 
 DIFFICULTIES = ("easy", "medium", "hard")

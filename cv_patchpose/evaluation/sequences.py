@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.evaluation.folders import list_folders, name_folder
 from cv_patchpose.files import IMAGE_SUFFIXES, read_image
 from cv_patchpose.homography import project
 
@@ -141,26 +141,6 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
             f"got none under {root}"
         )
     return sequences, failures
-
-
-def list_folders(root: Path) -> list[Path]:
-    """List a folder and those below it, sorted; each once, however many links lead to it."""
-    folders: list[Path] = []
-    seen: set[str] = set()
-    for path, names, _ in os.walk(root, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:
-            names.clear()  # what is below has been seen as well, or a link goes round in circles
-            continue
-        names.sort()
-        seen.add(real)
-        folders.append(Path(path))
-    return sorted(folders)
-
-
-def name_folder(folder: Path, root: Path) -> str:
-    """Name a folder by its way from the root, the root by its own name."""
-    return folder.relative_to(root).as_posix() if folder != root else root.resolve().name
 
 
 def _numbered_images(folder: Path) -> dict[int, list[Path]]:

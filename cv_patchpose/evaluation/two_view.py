@@ -99,11 +99,11 @@ def run_benchmark(
         measure_pair, TwoViewResult, pairs, replace(protocol, kept=keep_in(cache, protocol)),
         jobs=jobs, cache=cache, group=_scene_of, known=failures,
     )  # fmt: skip
-    first = {_place(each): each.result for each in samples if each.method == protocol.methods[0]}
+    first = {each.place: each.result for each in samples if each.method == protocol.methods[0]}
     several = len({each.sequence for each in samples}) > 1
     rows = []
     for name, found in results_by_method(samples, protocol.methods).items():
-        places = [_place(each) for each in samples if each.method == name]
+        places = [each.place for each in samples if each.method == name]
         scenes = [scene for scene, _ in places] if several else None
         rows.append(summarize(found, name, [first.get(place) for place in places], scenes))
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
@@ -148,10 +148,6 @@ def show_pair(pair: ViewPair, protocol: TwoViewProtocol) -> ShownPair:
     )
     counted = f"within {CORRECT_PX:g} px of the true epipolar lines"
     return ShownPair(images[0].image, images[1].image, matches, counted)
-
-
-def _place(sample: Sample[TwoViewResult]) -> tuple[str, str]:
-    return sample.sequence, sample.pair
 
 
 def _scene_of(pair: ViewPair) -> str:
