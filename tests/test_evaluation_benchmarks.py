@@ -81,8 +81,6 @@ def test_bad_sequences_are_named_and_do_not_lose_the_others(tmp_path, photograph
     (write_bad_sequence(tmp_path, "words", photograph) / "H_1_2").write_text("a b c")
     (write_bad_sequence(tmp_path, "short", photograph) / "H_1_2").write_text("1 2 3")
     np.savetxt(write_bad_sequence(tmp_path, "singular", photograph) / "H_1_2", np.ones((3, 3)))
-    np.savetxt(write_bad_sequence(tmp_path, "extra", photograph) / "H_1_2", np.eye(3))
-    np.savetxt(tmp_path / "extra/H_1_7", np.eye(3))
     (write_bad_sequence(tmp_path, "empty", photograph) / "H_1_2").touch()
     np.savetxt(write_bad_sequence(tmp_path, "nan", photograph) / "H_1_2", np.full((3, 3), np.nan))
     (write_bad_sequence(tmp_path, "ragged", photograph) / "H_1_2").write_text("1 0 0\n0 1\n0 0 1")
@@ -94,7 +92,7 @@ def test_bad_sequences_are_named_and_do_not_lose_the_others(tmp_path, photograph
     cv2.imwrite(str(tmp_path / "twice/1.ppm"), photograph)
     sequences, failures = find_sequences(tmp_path)
     assert [sequence.name for sequence in sequences] == ["good"]
-    bad = {"missing", "words", "short", "singular", "extra", "empty", "nan", "ragged"}
+    bad = {"missing", "words", "short", "singular", "empty", "nan", "ragged"}
     assert set(failures) == bad | {"headless", "gif", "twice"}
     assert "missing/H_1_2: expected a homography file, got none" in failures["missing"]
     assert "words/H_1_2: expected a 3 x 3 matrix" in failures["words"]
@@ -106,7 +104,40 @@ def test_bad_sequences_are_named_and_do_not_lose_the_others(tmp_path, photograph
     assert ".ppm" in failures["gif"]
     assert "twice: expected one image 1.*, got 1.png and 1.ppm" in failures["twice"]
     assert "singular/H_1_2: expected an invertible matrix" in failures["singular"]
-    assert "extra/H_1_7: expected an image 7.* beside it" in failures["extra"]
+
+
+def test_bad_pairs_are_named_and_do_not_lose_the_others(tmp_path, photograph):
+    folder = write_bad_sequence(tmp_path, "city", photograph)
+    for number in (3, 4, 5, 6):
+        cv2.imwrite(str(folder / f"{number}.png"), photograph)
+    cv2.imwrite(str(folder / "5.ppm"), photograph)
+    for number in (2, 5, 6, 7):
+        np.savetxt(folder / f"H_1_{number}", np.eye(3))
+    (folder / "H_1_4").write_text("a b c")
+    (sequence,), failures = find_sequences(tmp_path)
+    assert [target.path.name for target in sequence.targets] == ["2.png", "6.png"]
+    assert list(failures) == ["city/1-3", "city/1-4", "city/1-5", "city/1-7"]
+    messages = [
+        "city/H_1_3: expected a homography file, got none",
+        "city/H_1_4: expected a 3 x 3 matrix as text",
+        "city: expected one image 5.*, got 5.png and 5.ppm",
+        "city/H_1_7: expected an image 7.* beside it",
+    ]
+    for message, failure in zip(messages, failures.values(), strict=True):
+        assert message in failure
+    outcome = homography_matching.run_benchmark(
+        tmp_path, MatchingProtocol(methods=("upright",), max_keypoints=20)
+    )
+    assert outcome.rows[0]["pairs"] == 2
+    assert outcome.failures == failures
+
+
+def test_links_that_go_round_in_circles_add_nothing(root, tmp_path):
+    (tmp_path / "linked").symlink_to(root / "group")
+    for name in ("loop", "again"):
+        (tmp_path / name).symlink_to(".")
+    sequences, _ = find_sequences(tmp_path)
+    assert [sequence.name for sequence in sequences] == ["linked/v_first", "linked/v_second"]
 
 
 def test_a_root_that_is_a_sequence_has_its_folder_s_name(root, monkeypatch):
@@ -502,6 +533,19 @@ def test_command_writes_json_and_prints_a_table(root, tmp_path, capsys):
     assert table[5].split() == ["method", "detect", "pose", "describe", "match", "verify"]
     assert float(table[6].split()[1]) > 0
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", ".cv-patchpose-cache"}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_command_records_the_threads_of_the_processes_that_measure(
+    root, tmp_path, monkeypatch, jobs
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    output = tmp_path / "out.json"
+    arguments = ["homography-pose", str(root), "--methods", "identity", "--quick", "--jobs", jobs]
+    assert main(["evaluate", *arguments, "-o", str(output)]) == 0
+    environment = json.loads(output.read_text())["environment"]
+    assert environment["jobs"] == int(jobs)
+    assert environment["threads"] == (cv2.getNumThreads() if jobs == "1" else 3)
 
 
 def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, capsys):

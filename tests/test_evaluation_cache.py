@@ -252,8 +252,25 @@ def test_command_keeps_results_beside_its_output(root, tmp_path, capsys):
     assert len(list((tmp_path / "deep/other").iterdir())) == 4
     assert main([*arguments, *output, "--cache", str(tmp_path), "--no-cache"]) == 2
     assert "cache: expected --cache DIR or --no-cache, got both" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([*arguments, *output, "--cache", str(tmp_path / "file")]) == 2
+    assert f"--cache: expected a folder, got the file {tmp_path}/file" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "output: expected -o FILE.json, --report DIR or both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interruption_says_that_a_rerun_continues(root, tmp_path, capsys, monkeypatch, kept):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(homography_pose, "_measure", interrupt)
+    arguments = ["evaluate", "homography-pose", str(root), "--methods", "identity"]
+    arguments += ["-o", str(tmp_path / "out.json"), *([] if kept else ["--no-cache"])]
+    assert main(arguments) == 130
+    folder = tmp_path / ".cv-patchpose-cache"
+    said = f"cv-patchpose: a rerun continues from the results in {folder}\n" if kept else ""
+    assert capsys.readouterr().err == f"{said}cv-patchpose: interrupted\n"
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_a_learned_method_may_read_poses_several_times(view):
     )
     assert_allclose(twice, usual)
     assert np.abs(np.log2(once / twice)).mean() > 0.1
-    with pytest.raises(ValueError, match="passes: expected .* at least 1, got 0"):
+    with pytest.raises(ValueError, match="passes: expected .* from 1 to 16, got 0"):
         load_method("polar@0passes", MethodSettings())
 
 

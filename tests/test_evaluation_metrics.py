@@ -10,6 +10,7 @@ from cv_patchpose.evaluation.homography_matching import summarize
 from cv_patchpose.evaluation.interface import Estimates
 from cv_patchpose.evaluation.metrics import (
     count_distinct_correct,
+    distinct_correct,
     matching_accuracy,
     pose_errors,
     summarize_pose_errors,
@@ -39,6 +40,13 @@ def test_correct_matches_count_each_location_once():
     error = np.linalg.norm(xy1 - xy2, axis=1)
     assert count_distinct_correct(xy1, xy2, error) == 2
     assert count_distinct_correct(xy2, xy1, error) == 2
+
+
+def test_a_match_is_correct_up_to_3_px():
+    xy1 = np.array([[0.0, 0.0], [50.0, 0.0], [90.0, 0.0]])
+    xy2 = xy1 + [[2.9, 0.0], [0.0, -3.0], [3.1, 0.0]]
+    error = np.linalg.norm(xy1 - xy2, axis=1)
+    assert distinct_correct(xy1, xy2, error).tolist() == [True, True, False]
 
 
 def test_pose_errors_wrap_around_and_count_in_octaves():

@@ -210,6 +210,9 @@ def test_files_that_are_no_peer_are_named(tmp_path):
         ValueError, match=r"expected Python that runs in .*wrong\.py, got SyntaxErr"
     ):
         load_method(str(tmp_path / "wrong.py"), MethodSettings())
+    (tmp_path / "raises.py").write_text("def load_method(settings): return {}[settings]\n")
+    with pytest.raises(ValueError, match=r"in .*raises\.py to return a method, got KeyError: "):
+        load_method(str(tmp_path / "raises.py"), MethodSettings())
     (tmp_path / "none.py").write_text("def load_method(settings): pass\n")
     with pytest.raises(ValueError, match=r"in .*none\.py to return a method, .* got None without"):
         load_method(str(tmp_path / "none.py"), MethodSettings())

@@ -164,6 +164,14 @@ class TestGeometry:
         assert fit.inlier[120:].mean() > 0.8
         assert fit.inlier[:120].mean() < 0.2
 
+    @pytest.mark.parametrize("depth", [60, 120, 1000])
+    def test_pose_is_found_however_many_baselines_away_the_scene_is(self, points, depth):
+        first, second = camera(), camera(5, (-1, 0.1, 0))
+        far = points * depth / 4
+        fit = estimate_relative_pose(see(first, far), see(second, far), first, second)
+        assert pose_error_deg(fit.pose, relative_pose(first, second)) < 0.1
+        assert fit.inlier.all()
+
     def test_epipolar_error_is_the_distance_from_the_line(self, points):
         first, second = camera(), camera(0, (-2, 0, 0))  # side by side: the lines are rows
         xy1, xy2 = see(first, points), see(second, points)
@@ -243,6 +251,16 @@ class TestScores:
         assert (row["maa_10_easy"], row["maa_10_medium"], row["maa_10_hard"]) == (1.0, None, 0.0)
         assert row["seconds_match"] == 0.1
         assert "maa_10_gain" not in row
+
+    def test_scenes_count_the_same_however_many_pairs_they_have(self):
+        errors_deg = (0.0, 0.0, 0.0, math.inf)
+        results = [TwoViewResult("m", "easy", (each,), 9, 9) for each in errors_deg]
+        scenes = ["large", "large", "large", "small"]
+        row = summarize(results, "m", None, scenes)
+        assert row["maa_5_scenes"] == row["maa_10_scenes"] == 0.5
+        assert row["maa_5"] == row["maa_10"] == 0.75
+        other = [replace(result, method="n") for result in results]
+        assert summarize(other + results, "m", None, scenes * 2) == row
 
     def test_gain_is_taken_pair_by_pair(self):
         def results(*errors_deg):
@@ -325,6 +343,12 @@ class TestScenes:
         }
         assert failures == {}
 
+    def test_links_that_go_round_in_circles_add_nothing(self, root, tmp_path):
+        for name in ("loop", "again"):
+            (tmp_path / name).symlink_to(".")
+        (tmp_path / "linked").symlink_to(root)
+        assert [pair.name for pair in find_pairs(tmp_path)[0]] == ["linked/motorcycle/a-b"]
+
     def test_imc_layout_gives_its_pairs(self, imc_root):
         (pair,), failures = find_pairs(imc_root)
         assert pair.name == "motorcycle/set_100/left-1-right-1"
@@ -356,6 +380,19 @@ class TestScenes:
         assert "b.ppm: expected names that differ before" in failures["motorcycle/b.ppm"]
         for name in ("nothing", "single"):
             assert "expected two images or more" in failures[name]
+
+    @pytest.mark.parametrize("kind", ["U", "S"])
+    def test_bad_imc_pairs_are_named_and_do_not_lose_the_others(self, imc_root, tmp_path, kind):
+        tree = copy_tree(imc_root, tmp_path)
+        keys = np.array(["left", "left-", "left-1-right-1", "-"]).astype(kind)
+        np.save(tree / "motorcycle/set_100/new-vis-pairs/keys-th-0.1.npy", keys)
+        pairs, failures = find_pairs(tree)
+        assert [pair.name for pair in pairs] == ["motorcycle/set_100/left-1-right-1"]
+        assert set(failures) == {f"motorcycle/set_100/{key}" for key in ("left", "left-", "-")}
+        assert (
+            "keys-th-0.1.npy: expected NAME1-NAME2, got 'left-'"
+            in failures["motorcycle/set_100/left-"]
+        )
 
     def test_bad_imc_scenes_are_named(self, imc_root, tmp_path):
         h5py = pytest.importorskip("h5py")
@@ -402,6 +439,25 @@ class TestBenchmark:
         assert own["inliers"] > 50 > upright["inliers"]
         assert own["keypoints"] <= 800
 
+    def test_every_image_of_a_large_scene_is_described_once(self, monkeypatch):
+        described = []
+
+        class Pipeline:
+            def compute(self, view):
+                described.append(view)
+                return {}
+
+        monkeypatch.setattr(two_view, "_read", lambda *_: np.zeros((20, 20, 3), np.uint8))
+        monkeypatch.setattr(two_view, "load_pipeline", lambda _: Pipeline())
+        protocol = TwoViewProtocol(methods=("upright",))
+        images = [replace(TestScores.pair.first, path=Path(f"{n}.png")) for n in range(100)]
+        two_view._features.cache_clear()
+        for index, first in enumerate(images):
+            for second in images[index + 1 :]:
+                two_view._describe_pair(ViewPair("scene/pair", first, second), protocol)
+        two_view._features.cache_clear()
+        assert len(described) == 100
+
     def test_the_picture_shows_what_agrees_with_the_true_pose(self, root):
         (pair,), _ = find_pairs(root)
         protocol = TwoViewProtocol(
@@ -433,6 +489,15 @@ class TestBenchmark:
             assert row["maa_10"] > 0.6
             assert {"maa_5", "inliers", "maa_10_easy", "seconds_verify"} <= set(row)
         assert capsys.readouterr().out.startswith("method")
+
+    def test_means_over_scenes_are_given_where_there_are_several(self, root, tmp_path):
+        protocol = TwoViewProtocol(methods=("detector",), matcher="mutual", max_keypoints=400)
+        (single,) = two_view.run_benchmark(root, protocol).rows
+        for name in "ab":
+            copy_tree(root, tmp_path / name)
+        (double,) = two_view.run_benchmark(tmp_path, protocol).rows
+        assert double["maa_10_scenes"] == double["maa_10"] == single["maa_10"] > 0
+        assert [name for name in double if name not in single] == ["maa_5_scenes", "maa_10_scenes"]
 
     def test_a_broken_image_does_not_lose_the_other_pairs(self, root, tmp_path):
         tree = copy_tree(root, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from cv_patchpose.evaluation.attempts import MethodsFailed, attempt_methods
 from cv_patchpose.evaluation.fingerprints import fingerprint, fingerprint_method
 from cv_patchpose.evaluation.samples import R, Sample
 from cv_patchpose.files import write_file
@@ -42,23 +43,37 @@ class CachedMeasure(Generic[Unit, R]):
     methods: dict[str, str]
 
     def __call__(self, unit: Unit) -> list[Sample[R]]:
-        """Return the samples of a unit with every method."""
+        """Return the samples of a unit with every method.
+
+        Raises:
+            MethodsFailed: Some methods failed; what the others measured is kept all the same.
+        """
         if self.folder is None:
-            return self.measure(unit, self.protocol)
+            samples, failures = attempt_methods(self.measure, unit, self.protocol)
+        else:
+            samples, failures = self._measure_missing(unit, self.folder)
+        if failures:
+            raise MethodsFailed(samples, failures)
+        return samples
+
+    def _measure_missing(self, unit: Unit, folder: Path) -> tuple[list[Sample[R]], dict[str, str]]:
         about = fingerprint(unit)
         files = {
-            method: self.folder / f"{fingerprint([about, digest])}.json"
+            method: folder / f"{fingerprint([about, digest])}.json"
             for method, digest in self.methods.items()
         }
         found = {method: self._load(path, method) for method, path in files.items()}
         missing = tuple(method for method, samples in found.items() if samples is None)
+        failures: dict[str, str] = {}
         if missing:
-            measured = self.measure(unit, replace(self.protocol, methods=missing))
+            protocol = replace(self.protocol, methods=missing)
+            measured, failures = attempt_methods(self.measure, unit, protocol)
             for method in missing:
-                samples = [sample for sample in measured if sample.method == method]
-                write_file(files[method], _encode(samples))
-                found[method] = samples
-        return [sample for samples in found.values() for sample in samples or ()]
+                if method not in failures:
+                    samples = [sample for sample in measured if sample.method == method]
+                    write_file(files[method], _encode(samples))
+                    found[method] = samples
+        return [sample for samples in found.values() for sample in samples or ()], failures
 
     def _load(self, path: Path, method: str) -> list[Sample[R]] | None:
         try:

@@ -54,7 +54,7 @@ class Camera:
     def turn(self, from_photo: Float64) -> Camera:
         """Return the camera whose photograph is this one's, mapped.
 
-        An affine map of the image is another K and a turn about the optical axis.
+        An affine map of the image is another K and a rotation about the optical axis.
 
         Args:
             from_photo: (3, 3) affine, from this camera's pixels to the new ones.
@@ -93,14 +93,14 @@ def relative_pose(camera1: Camera, camera2: Camera) -> RelativePose:
 
 
 def viewing_angle_deg(camera1: Camera, camera2: Camera) -> float:
-    """Angle between the optical axes, which a turn about them does not change; [0, 180]."""
+    """Angle between the optical axes, which a rotation about them does not change; [0, 180]."""
     return _angle_deg(camera1.rotation[2], camera2.rotation[2])
 
 
 def pose_error_deg(estimated: RelativePose, true: RelativePose) -> float:
     """Larger one of the errors in rotation and in the direction of translation.
 
-    The sign of the translation, which an essential matrix does not tell, is left out, as in the
+    The sign of the translation, which an essential matrix leaves open, does not count, as in the
     Image Matching Challenge.
 
     Returns:

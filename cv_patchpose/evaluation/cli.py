@@ -31,7 +31,7 @@ from cv_patchpose.evaluation.report import (
     strip_folders,
 )
 from cv_patchpose.evaluation.report_folder import PAGE, prepare_report, write_report
-from cv_patchpose.evaluation.runner import require_choice
+from cv_patchpose.evaluation.runner import require_choice, threads_per_process
 from cv_patchpose.files import check_output, write_file
 from cv_patchpose.patchpose.plan import SPLIT_RULES, SPLITS
 from cv_patchpose.patchpose.shards import is_dataset
@@ -106,7 +106,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options("--min-zoom-change", type=float, default=absent, metavar="F",
             help="only pairs zoomed by more than F or less than 1/F")  # fmt: skip
 
-    about = "difficulty is the angle between the optical axes: easy below 15 degrees, hard from 30"
+    about = (
+        "difficulty is the angle between the optical axes, not that of the baseline: easy below 15 "
+        "degrees, hard from 30"
+    )
     options = parser.add_argument_group("two-view", about).add_argument
     options("--random-turn", action="store_true", default=absent,
             help="rotate image 2 by an angle drawn for each image")  # fmt: skip
@@ -135,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         args: Parsed by :func:`add_arguments`.
 
     Returns:
-        0, or 1 if some sequences or images could not be measured.
+        0, or 1 if some sequences or images could not be measured, or not with every method.
 
     Raises:
         ValueError: Unknown benchmark, method or option for it, or nothing to measure.
@@ -144,7 +147,13 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     module, protocol_class = _find_benchmark(args)
     protocol = _build_protocol(args, protocol_class)
-    outcome = module.run_benchmark(args.root, protocol, args.jobs, _cache_folder(args))
+    cache = _cache_folder(args)
+    try:
+        outcome = module.run_benchmark(args.root, protocol, args.jobs, cache)
+    except KeyboardInterrupt:
+        if cache:
+            print(f"cv-patchpose: a rerun continues from the results in {cache}", file=sys.stderr)
+        raise
     content = {
         "benchmark": args.benchmark,
         "protocol": {"root": args.root.resolve().name, **_effective(protocol)},
@@ -152,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
         "failures": {
             name: strip_folders(what, args.root) for name, what in outcome.failures.items()
         },
-        "environment": describe_environment(),
+        "environment": describe_environment()
+        | {"jobs": args.jobs, "threads": threads_per_process(args.jobs)},
     }
     if args.output:
         write_file(args.output, format_json(content).encode())
@@ -161,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{STAGES_TITLE}\n{format_table(stages)}")
     if args.report:
         show = getattr(module, "show_pair", None)
-        write_report(args.report, content, outcome, protocol, show)
+        shown = dataclasses.replace(protocol, methods=tuple(row["method"] for row in outcome.rows))
+        write_report(args.report, content, outcome, shown, show)
         print(args.report / PAGE)
     reused, total = outcome.reused
     if reused:
@@ -187,6 +198,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise ValueError("output: expected -o FILE.json, --report DIR or both, got neither")
     if args.cache and args.no_cache:
         raise ValueError("cache: expected --cache DIR or --no-cache, got both")
+    cache = _cache_folder(args)
+    if cache and cache.exists() and not cache.is_dir():
+        raise ValueError(f"--cache: expected a folder, got the file {cache}")
     if args.report:
         prepare_report(args.report)
     if args.output:

@@ -34,7 +34,7 @@ class Features:
         keypoints: N keypoints, in the order of the rows.
         descriptors: (N, D), float32 or uint8; RootSIFT for SIFT.
         refused: Whether the descriptor raised an error over the fields it found.
-        area_px: Pixels of the photograph they are from; a turned one's canvas is larger.
+        area_px: Pixels of the photograph they are from; the canvas of a rotated one is larger.
         seconds: Time that each stage took.
     """
 

@@ -28,10 +28,10 @@ _PAIRED = ("sift", "orb", "akaze", "brisk")
 # Harris responses spread over more decades than the smaller eigenvalue.
 _CORNER_QUALITY = {"gftt": 1e-2, "harris": 1e-5}
 _CORNER_DISTANCE_PX = 5.0
-# On a turned view the step from photograph to canvas is no corner of the scene.
+# On a rotated view the step from photograph to canvas is no corner of the scene.
 _TURNED_MARGIN_PX = 4.0
 _ALL_POINTS = 1_000_000
-_SURPLUS = 4  # what a turned view's black canvas may take of a peer's strongest points
+_SURPLUS = 4  # what a rotated view's black canvas may take of a baseline's strongest points
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ def detect(
     fields are the detector's own, but for angles that it does not measure: those are -1.
 
     Args:
-        view: Image; on a turned view points off the photograph are left out.
+        view: Image; on a rotated view points off the photograph are left out.
         detector: One of :data:`DETECTORS` or :data:`PEER_DETECTORS`.
         max_points: N, the number of points kept.
         corner_size_px: Size given to points of a detector without scale.
-        peer_weights: Folder with the weights of a peer.
+        peer_weights: Folder with the weights of published detectors.
     """
     if detector in PEER_DETECTORS:
         found = load_keynet(peer_weights).detect(view.image, _SURPLUS * max_points)

@@ -145,9 +145,12 @@ def estimate_relative_pose(
         )
     if essential is None or essential.shape[0] < 3:
         return None
-    _, rotation, translation, mask = cv2.recoverPose(
-        essential[:3], normalised1, normalised2, eye, mask=mask.copy()
-    )
+    # Unless told otherwise OpenCV drops points further off than 50 baselines, as most of a far
+    # scene's are, and then takes any of the four poses.
+    _, rotation, translation, mask, _ = cv2.recoverPose(
+        E=essential[:3], points1=normalised1, points2=normalised2, cameraMatrix=eye,
+        distanceThresh=math.inf, mask=mask.copy(),
+    )  # fmt: skip
     pose = RelativePose(
         np.asarray(rotation, np.float64), np.asarray(translation, np.float64).ravel()
     )

@@ -25,7 +25,7 @@ from cv_patchpose.evaluation.metrics import (
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
 from cv_patchpose.evaluation.results import PairResult
 from cv_patchpose.evaluation.runner import Outcome, measure_units, tell_failures
-from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_by_method
 from cv_patchpose.evaluation.sequences import (
     PlanarPair,
     View,
@@ -47,7 +47,7 @@ class MatchingProtocol(PipelineOptions):
     """How matching is measured; see also :class:`PipelineOptions`.
 
     Attributes:
-        rotate: Degrees clockwise by which image 2 is turned.
+        rotate: Degrees clockwise by which image 2 is rotated.
         zoom: Factor by which image 2 is zoomed.
         min_zoom_change: Keep only pairs whose zoom at the centre of image 1 is above this or
             below its inverse; None keeps all.
@@ -89,7 +89,8 @@ def run_benchmark(
     if not samples:
         what = f"root: expected pairs that meet the protocol, got none under {root}"
         raise ValueError("\n".join([what, tell_failures(failures)]).strip())
-    rows = [summarize(results_of(samples, name), name) for name in protocol.methods]
+    results = results_by_method(samples, protocol.methods)
+    rows = [summarize(found, name) for name, found in results.items()]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
     return Outcome(rows, failures, samples, units)
 

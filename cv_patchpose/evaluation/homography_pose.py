@@ -27,7 +27,7 @@ from cv_patchpose.evaluation.runner import (
     require_choice,
     require_positive,
 )
-from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_by_method
 from cv_patchpose.evaluation.sequences import (
     PlanarPair,
     View,
@@ -66,7 +66,7 @@ class PoseProtocol:
             centres of the images are the origin.
         max_keypoints: Strongest SIFT points per image of "repeated"; a bound on the 400 points per
             pair of "fixed" and the 25 of "paper".
-        rotate: Degrees clockwise by which image 2 is turned.
+        rotate: Degrees clockwise by which image 2 is rotated.
         zoom: Factor by which image 2 is zoomed.
         scale_prior: See :class:`MethodSettings`; "auto" is a flat prior for "fixed" and "paper".
         top_k: Recall is given for 1 to so many candidates at each point, if above 1: the pose
@@ -125,10 +125,8 @@ def run_benchmark(
         measure_pair, PairErrors, pairs, protocol,
         jobs=jobs, cache=cache, group=sequence_of, known=failures,
     )  # fmt: skip
-    rows = [
-        {"method": name, **summarize_pair_errors(results_of(samples, name))}
-        for name in protocol.methods
-    ]
+    results = results_by_method(samples, protocol.methods)
+    rows = [{"method": name, **summarize_pair_errors(found)} for name, found in results.items()]
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
     return Outcome(rows, failures, samples, units)
 
@@ -148,7 +146,7 @@ def measure_pair(pair: PlanarPair, protocol: PoseProtocol) -> list[Sample[PairEr
 
 
 def show_pair(pair: PlanarPair, protocol: PoseProtocol) -> ShownPair:
-    """Measure a pair with each method, to look at the points where the turn is right."""
+    """Measure a pair with each method, to look at the points whose orientation is right."""
     found = _measure(pair, protocol)
     (image1, image2), (points1, points2) = found.images, found.points
     counts = (len(points1), len(points2))
@@ -158,7 +156,7 @@ def show_pair(pair: PlanarPair, protocol: PoseProtocol) -> ShownPair:
         )
         for name, errors in found.errors.items()
     }
-    return ShownPair(image1, image2, matches, f"turned right within {RIGHT_DEG} degrees")
+    return ShownPair(image1, image2, matches, f"orientation right within {RIGHT_DEG} degrees")
 
 
 @dataclass(frozen=True)

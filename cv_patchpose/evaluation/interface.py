@@ -69,7 +69,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What a benchmark tells its methods.
+    """What a benchmark asks of its methods.
 
     Attributes:
         window_px: One support window for all keypoints, or None for a multiple of their size.

@@ -12,7 +12,7 @@ from cv_patchpose.evaluation.description import Features
 from cv_patchpose.evaluation.weights import import_torch
 
 MATCHERS = ("mutual", "adalam")
-_LEAST_RIVAL = np.float32(1e-3)  # as in kornia: two rivals at no distance tell nothing
+_LEAST_RIVAL = np.float32(1e-3)  # as in kornia: two rivals at no distance decide nothing
 
 
 def match_features(

@@ -104,7 +104,15 @@ def _load_file(path: Path, settings: MethodSettings) -> Method:
         raise ValueError(f"methods: expected Python that runs in {path}, got {what}") from error
     if not callable(load):
         raise ValueError(f"methods: expected a function load_method(settings) in {path}, got none")
-    method: Method = load(settings)
+    try:
+        method: Method = load(settings)
+    except (ValueError, OSError, ImportError):  # say themselves what they expected
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"methods: expected load_method(settings) in {path} to return a method, got {what}"
+        ) from error
     absent = [name for name in ("route", "pose", "estimate") if not hasattr(method, name)]
     if absent:
         raise ValueError(

@@ -173,7 +173,7 @@ def pose_errors(
         estimates1: N poses in image 1.
         estimates2: Poses of the same points in image 2.
         true_scale: Size in image 2 over size in image 1; NaN to leave scale unmeasured.
-        true_angle_deg: Turn from image 1 to image 2, degrees clockwise; NaN likewise.
+        true_angle_deg: Rotation from image 1 to image 2, degrees clockwise; NaN likewise.
 
     Source:
         Lee, Jeong and Cho, "Self-Supervised Learning of Image Scale and Orientation",

@@ -78,7 +78,7 @@ def compare_readings(
         base: Of the first patches.
         moved: Of the others, with as many candidates: K, or one.
         octaves: (N,) true change of log2 of the scale; NaN to leave it unmeasured.
-        turn_deg: (N,) true turn, degrees clockwise; NaN likewise.
+        turn_deg: (N,) true rotation, degrees clockwise; NaN likewise.
         top_k: K, candidates that were asked for.
     """
     octave_errors = np.abs(_changes(base.octaves, moved.octaves) - octaves[:, None, None])

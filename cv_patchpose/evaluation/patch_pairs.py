@@ -18,7 +18,7 @@ from cv_patchpose.evaluation.pair_errors import (
 )
 from cv_patchpose.evaluation.patch_readings import read_patches
 from cv_patchpose.evaluation.runner import Outcome, load_methods, measure_units, require_positive
-from cv_patchpose.evaluation.samples import Sample, results_of
+from cv_patchpose.evaluation.samples import Sample, results_by_method
 from cv_patchpose.patchpose.patch_sets import Chosen, PatchSet
 from cv_patchpose.patchpose.plan import Shard
 from cv_patchpose.patchpose.sources import PatchPoseDataset
@@ -65,7 +65,7 @@ class ShardFile:
 def run_benchmark(
     root: Path, protocol: PatchPairsProtocol, jobs: int = 1, cache: Path | None = None
 ) -> Outcome:
-    """Compare the poses of patches with those of the same place turned or zoomed.
+    """Compare the poses of patches with those of the same place rotated or zoomed.
 
     Orientation is scored on pairs at scale 1, scale on pairs at angle 0, as in the released
     practice. The identity patch with itself is one pair of each, which any method gets right.
@@ -90,10 +90,8 @@ def run_benchmark(
     )
     if not samples:
         raise ValueError(f"split: expected pairs in {protocol.split}, got none")
-    rows = [
-        {"method": name, **summarize_pair_errors(results_of(samples, name))}
-        for name in protocol.methods
-    ]
+    results = results_by_method(samples, protocol.methods)
+    rows = [{"method": name, **summarize_pair_errors(found)} for name, found in results.items()]
     return Outcome(rows, failures, samples)
 
 

@@ -66,7 +66,7 @@ def read_patches(method: Method, patches: Patches, top_k: int) -> Readings:
 def read_points(
     method: Method, image: Image, points: KeypointArrays, estimates: Estimates, top_k: int
 ) -> Readings:
-    """Tell all that a method says of points of an image.
+    """Return all that a method says of points of an image.
 
     Args:
         method: Of one pose per point.

@@ -1,4 +1,4 @@
-"""The clean protocol: photographs against themselves, turned or zoomed by known amounts."""
+"""The clean protocol: photographs against themselves, rotated or zoomed by known amounts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cv_patchpose.evaluation.interface import Method, MethodSettings
 from cv_patchpose.evaluation.methods import require_one_pose
 from cv_patchpose.evaluation.metrics import PoseErrors, pose_errors, summarize_pose_errors
 from cv_patchpose.evaluation.runner import Outcome, load_methods, measure_units, require_positive
-from cv_patchpose.evaluation.samples import Sample, results_of
+from cv_patchpose.evaluation.samples import Sample, results_by_method
 from cv_patchpose.evaluation.sequences import View, turn_image
 from cv_patchpose.files import find_images, read_image
 from cv_patchpose.homography import project
@@ -30,7 +30,7 @@ class PatchPoseProtocol:
         methods: Names of the methods compared.
         images: Number of photographs, drawn from the folder.
         points_per_image: Harris corners of each.
-        views: Turned views of each, and as many zoomed ones.
+        views: Rotated views of each, and as many zoomed ones.
         window_px: Support of every point.
         seed: Of the photographs, angles and zooms drawn.
         peer_weights: Folder with the weights of published estimators.
@@ -72,7 +72,7 @@ class Photograph:
 def run_benchmark(
     root: Path, protocol: PatchPoseProtocol, jobs: int = 1, cache: Path | None = None
 ) -> Outcome:
-    """Compare poses of photographs with those of their turned and zoomed views.
+    """Compare poses of photographs with those of their rotated and zoomed views.
 
     Args:
         root: Folder of photographs, searched recursively.
@@ -90,10 +90,8 @@ def run_benchmark(
     samples, failures = measure_units(
         measure, PoseErrors, photographs, protocol, jobs=jobs, cache=cache
     )
-    rows = [
-        {"method": name, **summarize_pose_errors(results_of(samples, name))}
-        for name in protocol.methods
-    ]
+    results = results_by_method(samples, protocol.methods)
+    rows = [{"method": name, **summarize_pose_errors(found)} for name, found in results.items()]
     return Outcome(rows, failures, samples)
 
 
@@ -120,7 +118,7 @@ def draw_photographs(root: Path, count: int, seed: int) -> list[Photograph]:
 def measure(photograph: Photograph, protocol: PatchPoseProtocol) -> list[Sample[PoseErrors]]:
     """Compare one photograph's poses with those of its views.
 
-    Turned views keep the scale and score orientation; views zoomed by up to two octaves either
+    Rotated views keep the scale and score orientation; views zoomed by up to two octaves either
     way keep the angle and score scale.
 
     Args:
@@ -146,7 +144,7 @@ def measure(photograph: Photograph, protocol: PatchPoseProtocol) -> list[Sample[
         moved = project(view.from_photo, points.xy_px.astype(np.float64)).astype(np.float32)
         moved_points = replace(points, xy_px=moved)
         truth = (zoom, np.nan) if angle_deg == 0 else (np.nan, angle_deg)
-        name = f"turned {angle_deg:.0f} degrees, zoomed {zoom:.2f}"
+        name = f"rotated {angle_deg:.0f} degrees, zoomed {zoom:.2f}"
         for method, estimator in methods.items():
             errors = pose_errors(base[method], estimator.estimate(view.image, moved_points), *truth)
             samples.append(Sample(photograph.name, name, method, errors))

@@ -68,7 +68,7 @@ class AffNet:
 
     Args:
         weights_folder: Folder that holds ``AffNet.pth``, and ``OriNet.pth`` if it orients.
-        orient: Whether OriNet turns the shapes, looking at them after they were made round.
+        orient: Whether OriNet rotates the shapes, looking at them after they were made round.
 
     Raises:
         ImportError: torch or kornia is missing.

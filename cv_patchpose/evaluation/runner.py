@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import cv2
 from tqdm import tqdm
 
-from cv_patchpose.errors import ModelError
+from cv_patchpose.evaluation.attempts import MethodsFailed, describe_error
 from cv_patchpose.evaluation.cache import cache_results
 from cv_patchpose.evaluation.interface import Method, MethodSettings
 from cv_patchpose.evaluation.methods import identify_method, load_method
@@ -37,6 +38,8 @@ class NamedUnit(Protocol):
 
 Unit = TypeVar("Unit", bound=NamedUnit)
 Measured = TypeVar("Measured")
+# What was measured of a unit, and by method what was wrong; by "" what was wrong with all of it.
+Attempt = tuple[list[Measured], dict[str, str]]
 
 
 def _own_name(unit: NamedUnit) -> str:
@@ -48,9 +51,9 @@ class Outcome:
     """What a benchmark measured.
 
     Attributes:
-        rows: One per method: its name under "method", then its numbers.
+        rows: One per method that measured anything: its name under "method", then its numbers.
         failures: For each sequence or image that is not in the rows, or not all of it, what was
-            wrong with it.
+            wrong with it. Where only some methods failed, the method is named first.
         samples: What the rows summarize: a result per pair and method.
         units: What was measured, by the names of sequence and pair, where pairs can be shown.
     """
@@ -87,7 +90,7 @@ def _load_method(spec: str, settings: MethodSettings, version: Version) -> Metho
 
 
 def _version(spec: str) -> Version:
-    """Tell a file of the user's from what it was before, in a process that goes on."""
+    """Identify the state of a user's file, which may change while the process goes on."""
     _, files = identify_method(spec, ())
     return tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file())
 
@@ -125,16 +128,17 @@ def measure_units(
         protocol: And how.
         jobs: Number of processes.
         cache: Folder where results are kept and found again, or None.
-        group: Gives the name under which a unit's failure is told.
+        group: Gives the name under which a unit's failure is reported.
         known: What was wrong with what is not among the units.
 
     Returns:
-        The samples in order of the units, and what was wrong: the known and with units that failed.
+        The samples in order of the units, and what was wrong: the known and with units that failed,
+        or with methods that failed on a unit.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; tells all that was
+        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; says all that was
             wrong.
-        OSError: The cache cannot be made.
+        OSError: The cache cannot be made, or a process died.
     """
     cached = cache_results(measure, result_class, protocol, cache)
     return run_units(cached, units, jobs, group, known)
@@ -153,7 +157,7 @@ def run_units(
         measure: Gives a unit's samples; with several jobs it must pickle.
         units: What to measure.
         jobs: Number of processes.
-        group: Gives the name under which a unit's failure is told.
+        group: Gives the name under which a unit's failure is reported.
         known: What was wrong with what is not among the units.
 
     Returns:
@@ -161,24 +165,29 @@ def run_units(
         that failed. What several of a group say alike is said once.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; tells all that was
+        ValueError: ``jobs`` is below 1, or every unit failed, if there was one; says all that was
             wrong.
+        ChildProcessError: A process died.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
     results: dict[int, list[Measured]] = {}
-    failed: dict[int, str] = {}
+    failed: dict[int, dict[str, str]] = {}
     finished = _run_here(measure, units) if jobs == 1 else _run_in_pool(measure, units, jobs)
-    for index, result in tqdm(finished, total=len(units), unit="unit", disable=None):
-        if isinstance(result, str):
-            failed[index] = result
-        else:
-            results[index] = result
-    told = [(units[index], failed[index]) for index in sorted(failed)]
+    for index, (samples, wrong) in tqdm(finished, total=len(units), unit="unit", disable=None):
+        if samples or not wrong:
+            results[index] = samples
+        failed[index] = wrong
+    told = [(units[index], *each) for index in sorted(failed) for each in failed[index].items()]
     failures = dict(known or {}) | _join_failures(told, Counter(map(group, units)), group)
     if failures and not results:
         raise ValueError(tell_failures(failures))
     return [sample for index in sorted(results) for sample in results[index]], failures
+
+
+def threads_per_process(jobs: int) -> int:
+    """Return the number of OpenCV's threads in each of the processes that measure."""
+    return cv2.getNumThreads() if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def tell_failures(failures: Mapping[str, str]) -> str:
@@ -187,15 +196,19 @@ def tell_failures(failures: Mapping[str, str]) -> str:
 
 
 def _join_failures(
-    failures: Iterable[tuple[Unit, str]], sizes: Mapping[str, int], group: Callable[[Unit], str]
+    failures: Iterable[tuple[Unit, str, str]],
+    sizes: Mapping[str, int],
+    group: Callable[[Unit], str],
 ) -> dict[str, str]:
-    """Tell by group what was wrong, and with how many of its units."""
-    told: dict[str, dict[str, list[str]]] = {}
-    for unit, what in failures:
-        told.setdefault(group(unit), {}).setdefault(what, []).append(unit.name)
+    """Say by method and group what was wrong, and with how many of its units."""
+    told: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for unit, method, what in failures:
+        told.setdefault((method, group(unit)), {}).setdefault(what, []).append(unit.name)
     return {
-        name: "; ".join(_count_units(units, sizes[name]) + what for what, units in messages.items())
-        for name, messages in told.items()
+        f"{method}: {name}" if method else name: "; ".join(
+            _count_units(units, sizes[name]) + what for what, units in messages.items()
+        )
+        for (method, name), messages in told.items()
     }
 
 
@@ -208,19 +221,20 @@ def _count_units(names: Sequence[str], total: int) -> str:
     return f"{len(names)} of {total} pairs ({which}): "
 
 
-def _attempt(measure: Callable[[Unit], list[Measured]], unit: Unit) -> list[Measured] | str:
-    """Return what was measured, or what was wrong."""
+def _attempt(measure: Callable[[Unit], list[Measured]], unit: Unit) -> Attempt[Measured]:
     try:
-        return measure(unit)
-    except (ValueError, OSError, cv2.error, ModelError) as error:
-        return str(error)
-    except Exception as error:  # a method may be anyone's code: one bad pair must not lose the rest
-        return f"{type(error).__name__}: {error}"
+        return measure(unit), {}
+    except MethodsFailed as error:
+        if not error.samples and len(set(error.failures.values())) == 1:
+            return [], {"": next(iter(error.failures.values()))}  # such as an image nobody can read
+        return error.samples, error.failures
+    except Exception as error:  # one bad pair must not lose the rest
+        return [], {"": describe_error(error)}
 
 
 def _run_here(
     measure: Callable[[Unit], list[Measured]], units: Sequence[Unit]
-) -> Iterator[tuple[int, list[Measured] | str]]:
+) -> Iterator[tuple[int, Attempt[Measured]]]:
     return ((index, _attempt(measure, unit)) for index, unit in enumerate(units))
 
 
@@ -232,13 +246,19 @@ def _prepare_worker(threads: int) -> None:
 
 def _run_in_pool(
     measure: Callable[[Unit], list[Measured]], units: Sequence[Unit], jobs: int
-) -> Iterator[tuple[int, list[Measured] | str]]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+) -> Iterator[tuple[int, Attempt[Measured]]]:
+    threads = threads_per_process(jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _prepare_worker, (threads,)) as pool:
-        pending = {pool.submit(_attempt, measure, unit): i for i, unit in enumerate(units)}
         try:
+            pending = {pool.submit(_attempt, measure, unit): i for i, unit in enumerate(units)}
             for future in as_completed(pending):
                 yield pending[future], future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                f"jobs: expected {jobs} processes that finish, got one that died, most likely for "
+                "lack of memory: try fewer --jobs. Unless --no-cache was given, a rerun continues "
+                "from the results that are cached"
+            ) from error
         finally:  # Ctrl-C must not wait for all that is left
             pool.shutdown(cancel_futures=True)

@@ -88,7 +88,18 @@ class Sample(Generic[R]):
     result: R
     reused: bool = False
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Names of the sequence and the pair, the same for all methods."""
+        return self.sequence, self.pair
+
 
 def results_of(samples: Sequence[Sample[R]], method: str) -> list[R]:
     """Return the results of a method."""
     return [sample.result for sample in samples if sample.method == method]
+
+
+def results_by_method(samples: Sequence[Sample[R]], methods: Sequence[str]) -> dict[str, list[R]]:
+    """Return the results of each method that has any; one that failed everywhere has none."""
+    results = {method: results_of(samples, method) for method in methods}
+    return {method: found for method, found in results.items() if found}

@@ -2,8 +2,8 @@
 
 - ``SCENE/cameras.json`` beside ``SCENE/images/``: an object from each image's file name to its K
   (3 x 3), R (3 x 3) and t (3), with x = K (R X + t), and if known its width and height. The pairs
-  are all whose optical axes are at most 60 degrees apart; no 3-D points are known, to tell the
-  angle between the lines of sight. (The scenes of C. Strecha et al., "On
+  are all whose optical axes are at most 60 degrees apart; no 3-D points are known from which to
+  take the angle between the lines of sight. (The scenes of C. Strecha et al., "On
   Benchmarking Camera Calibration and Multi-View Stereo for High Resolution Imagery", CVPR 2008.)
 - IMC2021, ``SCENE/set_100/``: ``images/NAME.jpg``; ``calibration/calibration_NAME.h5`` with data
   sets K (3, 3), R (3, 3) and T (3), x = K (R X + T); and ``new-vis-pairs/keys-th-0.1.npy``, an
@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cv_patchpose.evaluation.cameras import Camera, read_camera, viewing_angle_deg
-from cv_patchpose.evaluation.sequences import name_folder
+from cv_patchpose.evaluation.folders import list_folders, name_folder
 from cv_patchpose.files import IMAGE_SUFFIXES
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -108,7 +107,7 @@ def find_pairs(root: Path) -> tuple[list[ViewPair], dict[str, str]]:
         raise ValueError(f"root: expected a folder, got {root}")
     pairs: list[ViewPair] = []
     failures: dict[str, str] = {}
-    for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
+    for folder in list_folders(root):
         name = name_folder(folder, root)
         try:
             if (folder / _CAMERAS_FILE).is_file():
@@ -172,7 +171,12 @@ def _read_imc_scene(name: str, folder: Path, failures: dict[str, str]) -> list[V
     for path in sorted((folder / "images").iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             files.setdefault(path.stem, []).append(path)
-    names = [_split_key(key, files) for key in keys]
+    names: list[tuple[str, str]] = []
+    for key in keys:
+        try:
+            names.append(_split_key(key, files))
+        except ValueError as error:
+            failures[f"{name}/{key}"] = str(error)
     images: dict[str, CalibratedImage] = {}
     for stem in sorted({stem for both in names for stem in both}):
         try:
@@ -187,7 +191,7 @@ def _read_imc_scene(name: str, folder: Path, failures: dict[str, str]) -> list[V
     if not pairs:
         raise ValueError(
             f"{folder / _PAIRS_FILE}: expected pairs of images with calibrations, got none such "
-            f"among {len(names)}"
+            f"among {len(keys)}"
         )
     return pairs
 
@@ -216,6 +220,8 @@ def _read_keys(path: Path) -> list[str]:
             f"{path}: expected an array of strings NAME1-NAME2 as numpy.save writes it, got a "
             "file of something else"
         ) from error
+    if keys.dtype.kind == "S":
+        keys = np.char.decode(keys, "utf-8", "replace")
     if keys.ndim != 1 or keys.dtype.kind != "U":
         raise ValueError(
             f"{path}: expected an array of strings NAME1-NAME2, got {keys.dtype} {keys.shape}"
@@ -227,6 +233,7 @@ def _split_key(key: str, known: Iterable[str]) -> tuple[str, str]:
     """Split NAME1-NAME2; names may have hyphens of their own."""
     parts = key.split("-")
     splits = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(1, len(parts))]
+    splits = [both for both in splits if all(both)]
     if not splits:
         raise ValueError(f"{_PAIRS_FILE}: expected NAME1-NAME2, got {key!r}")
     return next((both for both in splits if set(both) <= set(known)), splits[0])

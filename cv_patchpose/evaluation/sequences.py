@@ -1,10 +1,9 @@
-"""Image sequences in HPatches layout, opened as they are or with image 2 turned and zoomed."""
+"""Image sequences in HPatches layout, opened as they are or with image 2 rotated and zoomed."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.evaluation.folders import list_folders, name_folder
 from cv_patchpose.files import IMAGE_SUFFIXES, read_image
 from cv_patchpose.homography import project
 
@@ -89,7 +89,7 @@ class View:
         return not np.array_equal(self.from_photo, np.eye(3))
 
     def shows(self, xy_px: NDArray[np.float64], margin_px: float = 0.0) -> NDArray[np.bool_]:
-        """Tell which points have photograph around them.
+        """Find the points with photograph around them.
 
         Args:
             xy_px: (N, 2) points of the image, pixels.
@@ -112,8 +112,8 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
         root: Folder, searched recursively.
 
     Returns:
-        The sequences in order of name, and for each folder that could not be read its name and
-        what is wrong with it.
+        The sequences in order of name, and what is wrong with each folder or pair that could not
+        be read, by its name.
 
     Raises:
         ValueError: ``root`` is no folder or holds no sequence.
@@ -122,27 +122,25 @@ def find_sequences(root: Path) -> tuple[list[ImageSequence], dict[str, str]]:
         raise ValueError(f"root: expected a folder, got {root}")
     sequences: list[ImageSequence] = []
     failures: dict[str, str] = {}
-    for folder in sorted(Path(path) for path, _, _ in os.walk(root, followlinks=True)):
+    for folder in list_folders(root):
         images = _numbered_images(folder)
         listed = sorted(path for path in folder.glob("H_1_*") if path.name[4:].isdecimal())
         if not listed and not (1 in images and len(images) > 1):
             continue
         name = name_folder(folder, root)
         try:
-            sequences.append(_read_sequence(name, folder, images, listed))
-        except ValueError as error:
+            sequence, wrong = _read_sequence(name, folder, images, listed)
+        except (ValueError, OSError) as error:
             failures[name] = str(error)
+            continue
+        sequences.append(sequence)
+        failures |= wrong
     if not sequences and not failures:
         raise ValueError(
             f"root: expected folders with images 1.*, 2.*, ... and files H_1_2, ..., "
             f"got none under {root}"
         )
     return sequences, failures
-
-
-def name_folder(folder: Path, root: Path) -> str:
-    """Name a folder by its way from the root, the root by its own name."""
-    return folder.relative_to(root).as_posix() if folder != root else root.resolve().name
 
 
 def _numbered_images(folder: Path) -> dict[int, list[Path]]:
@@ -155,26 +153,36 @@ def _numbered_images(folder: Path) -> dict[int, list[Path]]:
 
 def _read_sequence(
     name: str, folder: Path, images: dict[int, list[Path]], listed: list[Path]
-) -> ImageSequence:
-    for path in listed:
-        for needed in (1, int(path.name[4:])):
-            if needed not in images:
-                raise ValueError(
-                    f"{path}: expected an image {needed}.* beside it, its number without zeros in "
-                    f"front and one of {', '.join(IMAGE_SUFFIXES)} behind, got none"
-                )
-    for number, paths in images.items():
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            raise ValueError(f"{folder}: expected one image {number}.*, got {names}")
-    targets = tuple(
-        Target(images[index][0], read_homography(folder / f"H_1_{index}"))
-        for index in sorted(images)
-        if index != 1
-    )
-    if not targets:
+) -> tuple[ImageSequence, dict[str, str]]:
+    """Return a sequence and, by the name of the pair, what is wrong with the others of it."""
+    numbers = sorted({*images, *(int(path.name[4:]) for path in listed)} - {1})
+    if not numbers:
         raise ValueError(f"{folder}: expected an image 2.* or further ones, got only image 1")
-    return ImageSequence(name, images[1][0], targets)
+    homographies = {number: folder / f"H_1_{number}" for number in numbers}
+    first = _only_image(1, images, homographies[numbers[0]])
+    targets: list[Target] = []
+    failures: dict[str, str] = {}
+    for number, path in homographies.items():
+        try:
+            targets.append(Target(_only_image(number, images, path), read_homography(path)))
+        except (ValueError, OSError) as error:
+            failures[f"{name}/1-{number}"] = str(error)
+    if not targets:
+        raise ValueError(next(iter(failures.values())))  # the others are mostly the same
+    return ImageSequence(name, first, tuple(targets)), failures
+
+
+def _only_image(number: int, images: dict[int, list[Path]], homography: Path) -> Path:
+    found = images.get(number, [])
+    if not found:
+        raise ValueError(
+            f"{homography}: expected an image {number}.* beside it, its number without zeros in "
+            f"front and one of {', '.join(IMAGE_SUFFIXES)} behind, got none"
+        )
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise ValueError(f"{homography.parent}: expected one image {number}.*, got {names}")
+    return found[0]
 
 
 def thin_out(sequences: list[ImageSequence]) -> list[ImageSequence]:
@@ -200,7 +208,7 @@ def list_pairs(sequences: list[ImageSequence], quick: bool) -> list[PlanarPair]:
 
 
 def sequence_of(pair: PlanarPair) -> str:
-    """Name the sequence: one bad image tells on many pairs."""
+    """Name the sequence: one bad image fails in many pairs."""
     return pair.sequence
 
 
@@ -255,7 +263,7 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
 
 
 def require_view(rotate: float, zoom: float) -> None:
-    """Refuse a turn or zoom of which there is no image, by their options' names."""
+    """Refuse a rotation or zoom of which there is no image, by their options' names."""
     if not math.isfinite(rotate):
         raise ValueError(f"rotate: expected a finite number of degrees, got {rotate}")
     if not 1 / _MOST_ZOOM <= zoom <= _MOST_ZOOM:
@@ -263,7 +271,7 @@ def require_view(rotate: float, zoom: float) -> None:
 
 
 def turn_image(image: NDArray[np.uint8], rotate_deg: float = 0.0, zoom: float = 1.0) -> View:
-    """Turn an image about its centre and zoom it, on a canvas that holds all of it.
+    """Rotate an image about its centre and zoom it, on a canvas that holds all of it.
 
     Shrinking blurs first, so that a photograph's own blur of half a pixel stays half a pixel.
     The canvas around the photograph is black.
@@ -274,7 +282,7 @@ def turn_image(image: NDArray[np.uint8], rotate_deg: float = 0.0, zoom: float = 
         zoom: Factor on lengths.
 
     Returns:
-        The view; without turn and zoom it is the image itself.
+        The view; without rotation and zoom it is the image itself.
     """
     height, width = image.shape[:2]
     if rotate_deg % 360.0 == 0.0 and zoom == 1.0:

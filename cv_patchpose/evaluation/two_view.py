@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,12 +32,14 @@ from cv_patchpose.evaluation.metrics import (
 from cv_patchpose.evaluation.pipeline import PipelineOptions, load_pipeline, mean_seconds
 from cv_patchpose.evaluation.results import TwoViewResult
 from cv_patchpose.evaluation.runner import Outcome, measure_units
-from cv_patchpose.evaluation.samples import Sample, ShownPair, results_of
+from cv_patchpose.evaluation.samples import Sample, ShownPair, results_by_method
 from cv_patchpose.evaluation.scenes import DIFFICULTIES, ViewPair, find_pairs
 from cv_patchpose.evaluation.sequences import read_photograph, require_view, turn_image
 from cv_patchpose.matching import Matches
 
-_IMAGES_KEPT = 48  # whose features are kept: image 1 of one pair is image 2 of others
+# Images whose features are kept, more than IMC2021's scenes have: image 1 of one pair is image 2 of
+# others. Of 2048 keypoints with 128 floats each, they take 140 MB per method in each process.
+_IMAGES_KEPT = 128
 _ESTIMATES = 3
 
 
@@ -45,9 +48,9 @@ class TwoViewProtocol(PipelineOptions):
     """How relative pose of two views is measured; see also :class:`PipelineOptions`.
 
     Attributes:
-        rotate: Degrees clockwise by which image 2 is turned, its camera with it.
+        rotate: Degrees clockwise by which image 2 is rotated, its camera with it.
         zoom: Factor by which image 2 is zoomed.
-        random_turn: Turn image 2 by a further angle, drawn for each image.
+        random_turn: Rotate image 2 by a further angle, drawn for each image.
         seed: Of the angles drawn.
     """
 
@@ -64,7 +67,7 @@ class TwoViewProtocol(PipelineOptions):
         require_view(self.rotate, self.zoom)
 
     def turn_deg(self, pair: ViewPair) -> float:
-        """Angle by which image 2 of a pair is turned: one for each image, in every run the same."""
+        """Angle by which image 2 of a pair is rotated: one per image, the same in every run."""
         if not self.random_turn:
             return self.rotate
         name = f"{pair.sequence}/{pair.second.path.name}"
@@ -96,8 +99,13 @@ def run_benchmark(
         measure_pair, TwoViewResult, pairs, replace(protocol, kept=keep_in(cache, protocol)),
         jobs=jobs, cache=cache, group=_scene_of, known=failures,
     )  # fmt: skip
-    first = results_of(samples, protocol.methods[0])
-    rows = [summarize(results_of(samples, name), name, first) for name in protocol.methods]
+    first = {each.place: each.result for each in samples if each.method == protocol.methods[0]}
+    several = len({each.sequence for each in samples}) > 1
+    rows = []
+    for name, found in results_by_method(samples, protocol.methods).items():
+        places = [each.place for each in samples if each.method == name]
+        scenes = [scene for scene, _ in places] if several else None
+        rows.append(summarize(found, name, [first.get(place) for place in places], scenes))
     units = {(pair.sequence, pair.pair): pair for pair in pairs}
     return Outcome(rows, failures, samples, units)
 
@@ -143,14 +151,14 @@ def show_pair(pair: ViewPair, protocol: TwoViewProtocol) -> ShownPair:
 
 
 def _scene_of(pair: ViewPair) -> str:
-    """One bad image tells on many pairs."""
+    """One bad image fails in many pairs."""
     return pair.sequence
 
 
 def _describe_pair(
     pair: ViewPair, protocol: TwoViewProtocol
 ) -> tuple[ViewPair, dict[str, Features], dict[str, Features]]:
-    """Return the pair, turned as the protocol wants it, and the features of its images."""
+    """Return the pair, rotated as the protocol wants it, and the features of its images."""
     features1, _ = _features(pair.first.path, pair.first.size, 0.0, 1.0, protocol)
     second = pair.second
     features2, from_photo = _features(
@@ -168,7 +176,7 @@ def _features(
     zoom: float,
     protocol: TwoViewProtocol,
 ) -> tuple[dict[str, Features], NDArray[np.float64]]:
-    """Return the features of a turned photograph, and the map from the photograph to it."""
+    """Return the features of a rotated photograph, and the map from the photograph to it."""
     view = turn_image(_read(path, size), turn_deg, zoom)
     return load_pipeline(protocol).compute(view), view.from_photo
 
@@ -208,21 +216,29 @@ def score_pair(
 
 
 def summarize(
-    results: list[TwoViewResult], method: str, first: list[TwoViewResult] | None = None
+    results: list[TwoViewResult],
+    method: str,
+    first: Sequence[TwoViewResult | None] | None = None,
+    scenes: Sequence[str] | None = None,
 ) -> dict[str, float | str | None]:
     """Average a method's results over pairs; difficulties without a pair give None.
 
     Args:
         results: Of every pair.
         method: Whose results count.
-        first: Those of the method to compare with, pair by pair, if there is one. The gain in
-            mAA(10) comes with its standard error: pairs are few, and those that one method finds
-            and another does not are fewer.
+        first: Those of the method to compare with, pair by pair, if there is one; None for a pair
+            on which it failed. The gain in mAA(10) comes with its standard error: pairs are few,
+            and those that one method finds and another does not are fewer.
+        scenes: Of each result. If given, mAA is also averaged over scenes, each counting the same
+            however many pairs it has, as the Image Matching Challenge does.
     """
     own = [result for result in results if result.method == method]
     row: dict[str, float | str | None] = {"method": method}
     for limit in MAA_LIMITS_DEG:
         row[f"maa_{limit}"] = mean_average_accuracy(_errors_deg(own), limit)
+    if scenes is not None:
+        for limit in MAA_LIMITS_DEG:
+            row[f"maa_{limit}_scenes"] = _mean_over_scenes(results, method, scenes, limit)
     for difficulty in DIFFICULTIES:
         alike = [each for each in own if each.difficulty == difficulty]
         row[f"maa_10_{difficulty}"] = (
@@ -230,8 +246,12 @@ def summarize(
         )
         row[f"pairs_{difficulty}"] = len(alike)
     if first is not None:
-        gains = [_accuracy(one) - _accuracy(other) for one, other in zip(own, first, strict=True)]
-        row["maa_10_gain"] = float(np.mean(gains))
+        gains = [
+            _accuracy(one) - _accuracy(other)
+            for one, other in zip(own, first, strict=True)
+            if other is not None
+        ]
+        row["maa_10_gain"] = float(np.mean(gains)) if gains else None
         row["maa_10_gain_error"] = (
             float(np.std(gains, ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else None
         )
@@ -244,6 +264,18 @@ def summarize(
         "refused_pairs": sum(each.refused for each in own),
         **median_seconds([each.seconds for each in own]),
     }
+
+
+def _mean_over_scenes(
+    results: Sequence[TwoViewResult], method: str, scenes: Sequence[str], limit: int
+) -> float:
+    by_scene: dict[str, list[TwoViewResult]] = {}
+    for result, scene in zip(results, scenes, strict=True):
+        if result.method == method:
+            by_scene.setdefault(scene, []).append(result)
+    return float(
+        np.mean([mean_average_accuracy(_errors_deg(own), limit) for own in by_scene.values()])
+    )
 
 
 def _accuracy(result: TwoViewResult) -> float:

@@ -41,7 +41,7 @@ def import_torch(needed_by: str) -> tuple[ModuleType, ModuleType]:
         needed_by: For the message.
 
     Raises:
-        ImportError: One of them is missing; tells how to get them.
+        ImportError: One of them is missing; says how to get them.
     """
     try:
         import kornia.feature as feature
