@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 pytest.importorskip("torch")
@@ -15,6 +20,7 @@ from cv_patchpose.training.checkpoint import load_checkpoint
 pytestmark = pytest.mark.train
 
 TINY = ("--keypoints", 32, "--batch-size", 16, "--threads", 1)
+ENDLESS = 100_000  # keypoints
 
 
 def call(*arguments):
@@ -72,7 +78,49 @@ def test_resume_refuses_another_seed_and_nothing_to_resume(texture_folder, run, 
     message = fails(capsys, "train", texture_folder, "-o", run, "--resume", "--seed", 4)
     assert "seed: expected 3 as in" in message
     message = fails(capsys, "train", texture_folder, "-o", tmp_path, "--resume")
-    assert "checkpoint: expected a file" in message
+    assert f"--resume: expected a run with a checkpoint.pt, got {tmp_path}" in message
+    assert "start without --resume" in message
+    (tmp_path / "checkpoint.pt").write_bytes(b"foreign")
+    message = fails(capsys, "train", texture_folder, "-o", tmp_path, "--resume")
+    assert f"--resume: {tmp_path / 'checkpoint.pt'} is not a training checkpoint" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be caught")
+def test_a_killed_run_is_resumed(texture_folder, tmp_path, capsys):
+    """Killed at once, after its first step; resumed, and terminated before its first validation."""
+    run = tmp_path / "run"
+    checkpoint, process = run / "checkpoint.pt", train_apart(texture_folder, run)
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "validation.txt"}
+    before = load_checkpoint(checkpoint)["keypoints"]
+    assert before == 16
+
+    process = train_apart(texture_folder, run, "--resume")
+    bars = (line for line in process.stderr if line.startswith("train"))
+    assert any(float(line.split("%")[0].removeprefix("train")) > 0.5 for line in bars)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert f"{checkpoint}: --resume continues from here\n" in said
+    assert said.endswith("cv-patchpose: interrupted\n")
+    state = load_checkpoint(checkpoint)
+    assert state["keypoints"] >= 0.005 * ENDLESS
+    assert state["minutes"] > 0
+
+    enough = state["keypoints"] + 16
+    assert call("train", texture_folder, "-o", run, "--resume", "--keypoints", enough) == 0
+    assert load_checkpoint(checkpoint)["keypoints"] == enough
+    assert "Errno" not in capsys.readouterr().err  # that there is no log yet is no mistake
+
+
+def train_apart(photographs, run, *more):
+    options = ("--keypoints", ENDLESS, "--batch-size", 16, "--threads", 1, *more)
+    command = [sys.executable, "-m", "cv_patchpose.cli", "train", photographs, "-o", run, *options]
+    return subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
 
 
 def test_a_folder_without_usable_images_is_refused(tmp_path, capsys):

@@ -242,6 +242,23 @@ def test_resume_refuses_other_photographs(texture_folder, copied_run, tmp_path):
         Trainer(other, copied_run, longer(), resume=True)
 
 
+def test_an_interrupted_run_saves_what_it_has_learnt(texture_folder, tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def interrupted(trainer, batch):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    trainer = Trainer(texture_folder, tmp_path, TINY)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert (state["step"], state["keypoints"], state["minutes"]) == (3, 48, trainer.minutes)
+    torch.testing.assert_close(state["network"], trainer.network.state_dict())
+
+
 @pytest.mark.parametrize("failing", ["os.replace", "pathlib.Path.write_bytes"])
 def test_a_killed_save_keeps_the_old_checkpoint(texture_folder, copied_run, monkeypatch, failing):
     before = (copied_run / "checkpoint.pt").read_bytes()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import signal
+import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +130,29 @@ def run(args: argparse.Namespace) -> int:
             base, **given, synthesis=dataclasses.replace(base.synthesis, **views)
         )
         trainer = Trainer(args.images, args.output, config, resume=args.resume)
-    checkpoint = trainer.train()
+    with _terminated_as_interrupted():
+        try:
+            checkpoint = trainer.train()
+        except KeyboardInterrupt:
+            if trainer.group.leads and trainer.checkpoint_path.exists():
+                print(f"{trainer.checkpoint_path}: --resume continues from here", file=sys.stderr)
+            raise
     if trainer.group.leads:
         print(checkpoint)
     return 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread may set a handler
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _given(args: argparse.Namespace, options: dict[str, tuple[str, type, str]]) -> dict[str, Any]:
@@ -156,6 +180,12 @@ def _base_config(args: argparse.Namespace) -> TrainConfig:
     for name in ("network", "recipe"):
         if getattr(args, name):
             raise ValueError(f"{name}: expected none with --resume, got {getattr(args, name)!r}")
-    from cv_patchpose.training.checkpoint import saved_config
+    from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, saved_config
 
-    return saved_config(args.output)
+    if not (args.output / CHECKPOINT_NAME).is_file():
+        raise ValueError(
+            f"--resume: expected a run with a {CHECKPOINT_NAME}, got {args.output}, where nothing "
+            "was saved; start without --resume"
+        )
+    with naming({"checkpoint": "--resume"}):
+        return saved_config(args.output)
