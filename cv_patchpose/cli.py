@@ -38,6 +38,7 @@ from cv_patchpose.files import (
 from cv_patchpose.matching import GEOMETRIES, match_keypoints
 
 _OPTIONS = {"max_points": "--max-keypoints", "top_k": "--top-k"}  # by what functions call them
+_IMAGE_HELP = "image; one of other than 8 bits is stretched from its least value to its largest"
 _LEAST_ROOM = 20  # columns of a terminal that text is still wrapped in
 _FAILURES = (ValueError, TypeError, OSError, ImportError, ModelError, cv2.error)
 
@@ -113,7 +114,7 @@ def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
 
 def _declare_assign(parser: argparse.ArgumentParser) -> None:
     columns = ", ".join(COLUMNS)
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help=_IMAGE_HELP)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help=f".npz or .csv with columns {columns}"
     )
@@ -148,8 +149,8 @@ def _run_assign(args: argparse.Namespace) -> None:
 
 
 def _declare_match(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image1", type=Path, metavar="IMAGE1")
-    parser.add_argument("image2", type=Path, metavar="IMAGE2")
+    parser.add_argument("image1", type=Path, metavar="IMAGE1", help=_IMAGE_HELP)
+    parser.add_argument("image2", type=Path, metavar="IMAGE2", help="another, of the same scene")
     parser.add_argument("-o", "--output", type=Path, required=True, help="picture, .png or .jpg")
     parser.add_argument(
         "--geometry",
