@@ -215,18 +215,27 @@ class TestExample:
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
+            ("sift_drop_in.py", "a photograph"),
             ("register_corners.py", "a photograph"),
             ("colmap_features.py", "a folder of photographs"),
         ],
     )
     def test_what_is_not_there_is_named(self, name, expected, images, tmp_path):
         missing, features = tmp_path / "missing", tmp_path / "features"
-        inputs = (images[0], missing) if name == "register_corners.py" else (missing,)
+        inputs = (missing,) if name == "colmap_features.py" else (images[0], missing)
         command = [sys.executable, self.script.with_name(name), *inputs, features]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 1
         assert done.stderr.endswith(f"{missing}: expected {expected}\n")
         assert not features.exists()
+
+    @pytest.mark.parametrize("name", ["sift_drop_in.py", "register_corners.py"])
+    def test_a_picture_that_cannot_be_written_is_named(self, name, images, tmp_path):
+        picture = tmp_path / "none" / "picture.png"
+        command = [sys.executable, self.script.with_name(name), images[0], images[0], picture]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"{picture}: cannot be written\n")
 
     def test_features_for_colmap_are_those_of_the_photographs(self, photograph, tmp_path):
         photographs, features = tmp_path / "photographs", tmp_path / "a" / "features"
@@ -322,7 +331,7 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [(None, "No such file or directory"), (b"", "expected an image file"), (b"x", "an image")],
+        [(None, "got no such file"), (b"", "expected an image file"), (b"x", "an image")],
     )
     def test_unreadable_image(self, capsys, tmp_path, model, content, message):
         image = tmp_path / "image.png"
