@@ -37,7 +37,12 @@ from cv_patchpose.files import (
 )
 from cv_patchpose.matching import GEOMETRIES, match_keypoints
 
-_OPTIONS = {"max_points": "--max-keypoints", "top_k": "--top-k"}  # by what functions call them
+# What functions call arguments of another name.
+_INNER_NAMES = {
+    "max_points": "--max-keypoints",
+    "checkpoint": "RUN_OR_CHECKPOINT",
+    "run": "--output",
+}
 _IMAGE_HELP = "image; one of other than 8 bits is stretched from its least value to its largest"
 _LEAST_ROOM = 20  # columns of a terminal that text is still wrapped in
 _FAILURES = (ValueError, TypeError, OSError, ImportError, ModelError, cv2.error)
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             args = _build_parser(arguments).parse_args(arguments)
-            with naming(_OPTIONS):
+            with naming(_INNER_NAMES | args.names):
                 return _VERBS[args.verb].run(args) or 0
         finally:
             if sys.stdout:
@@ -99,8 +104,30 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name, verb in _VERBS.items():
         verb_parser = verbs.add_parser(name, help=verb.help, description=verb.help)
         if name in arguments:
+            for kind in (Path, str, None):  # None: of arguments that state no type
+                verb_parser.register("type", kind, _not_empty(kind or str))
             verb.declare(verb_parser)
+            verb_parser.set_defaults(names=_names_as_typed(verb_parser))
     return parser
+
+
+def _not_empty(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Refuse what a variable leaves that is not set; as a path it would be the current folder."""
+
+    def convert(text: str) -> Any:
+        if not text:
+            raise argparse.ArgumentTypeError("expected a name or a path, got ''")
+        return kind(text)
+
+    return convert
+
+
+def _names_as_typed(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Map the name that an argument has in our functions to the one that the user types."""
+    return {
+        action.dest: action.option_strings[-1] if action.option_strings else str(action.metavar)
+        for action in parser._actions  # argparse does not tell them otherwise
+    }
 
 
 def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
@@ -136,7 +163,7 @@ def _run_assign(args: argparse.Namespace) -> None:
     assigner = PatchPoseAssigner(
         args.model, top_k=args.top_k, descriptor=args.descriptor, detector=args.detector
     )
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as told, naming({"image": str(args.image)}):
         warnings.simplefilter("always", UserWarning)
         keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
     for warning in told:

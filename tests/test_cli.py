@@ -330,6 +330,27 @@ class TestErrors:
         return ("--model", toy_model)
 
     @pytest.mark.parametrize(
+        ("arguments", "name"),
+        [
+            (("assign", "", "-o", "k.csv"), "IMAGE"),
+            (("assign", "one.png", "-o", ""), "-o/--output"),
+            (("assign", "one.png", "-o", "k.csv", "--model", ""), "--model"),
+            (("match", "one.png", "", "-o", "m.png"), "IMAGE2"),
+            (("export", "", "-o", "m.onnx"), "RUN_OR_CHECKPOINT"),
+            (("train", "", "-o", "run"), "PHOTOGRAPHS"),
+            (("train", "photographs", "-o", "run", "--init", ""), "--init"),
+            (("generate", "images", "-o", "", "--kind", "A"), "-o/--output"),
+            (("info", ""), "MODEL"),
+        ],
+    )
+    def test_an_empty_path_is_not_the_current_folder(self, capsys, arguments, name):
+        with pytest.raises(SystemExit) as caught:
+            run(*arguments)
+        assert caught.value.code == 2
+        message = f"error: argument {name}: expected a name or a path, got ''\n"
+        assert capsys.readouterr().err.endswith(message)
+
+    @pytest.mark.parametrize(
         ("content", "message"),
         [(None, "got no such file"), (b"", "expected an image file"), (b"x", "an image")],
     )
@@ -384,7 +405,8 @@ class TestErrors:
         cv2.imwrite(str(image), np.zeros((3, 200), np.uint8))
         names = ("--detector", detector)
         message = fails(capsys, "assign", image, "-o", tmp_path / "k.csv", *model, *names)
-        assert re.search(rf"image: expected sides of at least \d+ px for {detector}", message)
+        expected = rf"error: {image}: expected sides of at least \d+ px for {detector}"
+        assert re.search(expected, message)
         assert "got 200 x 3" in message
 
     def test_an_image_is_not_written_over(self, capsys, tmp_path, images, model):

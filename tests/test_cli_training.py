@@ -82,7 +82,8 @@ def test_resume_refuses_another_seed_and_nothing_to_resume(texture_folder, run, 
     assert "start without --resume" in message
     (tmp_path / "checkpoint.pt").write_bytes(b"foreign")
     message = fails(capsys, "train", texture_folder, "-o", tmp_path, "--resume")
-    assert f"--resume: {tmp_path / 'checkpoint.pt'} is not a training checkpoint" in message
+    assert "--resume: expected the folder of a run of cv-patchpose train, or" in message
+    assert f"got {tmp_path / 'checkpoint.pt'}, which is not a training checkpoint" in message
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be caught")
@@ -124,10 +125,12 @@ def train_apart(photographs, run, *more):
 
 
 def test_a_folder_without_usable_images_is_refused(tmp_path, capsys):
-    assert "images: expected image files" in fails(capsys, "train", tmp_path, "-o", tmp_path / "r")
+    assert "PHOTOGRAPHS: expected image files" in fails(
+        capsys, "train", tmp_path, "-o", tmp_path / "r"
+    )
     (tmp_path / "broken.jpg").write_bytes(b"no")
     message = fails(capsys, "train", tmp_path, "-o", tmp_path / "r")
-    assert "images: expected at least 2 readable photographs" in message
+    assert "PHOTOGRAPHS: expected at least 2 readable photographs" in message
     assert not (tmp_path / "r").exists()
 
 
@@ -149,7 +152,7 @@ def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, 
     assert "already holds a checkpoint" in fails(capsys, "train", texture_folder, "-o", run)
     file = tmp_path / "file"
     file.write_bytes(b"")
-    assert "run: expected a folder, got" in fails(capsys, "train", texture_folder, "-o", file)
+    assert "--output: expected a folder, got" in fails(capsys, "train", texture_folder, "-o", file)
     assert f"{file / 'run'}: " in fails(capsys, "train", texture_folder, "-o", file / "run")
 
 
@@ -160,12 +163,39 @@ def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, 
         ("--keypoints", 0, "error: --keypoints: expected None or an integer >= 1, got 0"),
         ("--streams", 0, "error: --streams: expected an integer >= 1, got 0"),
         ("--loss", "hinge", "error: --loss: expected overlap or alignment, got 'hinge'"),
+        ("--scale-bins", 8, "error: --scale-bins: expected a whole number of rows per octave"),
         ("--magnification", -1, "error: --magnification: expected a finite number > 0, got -1"),
-        ("--orientation-bins", 7, "bins: expected at least 9 orientation bins, got 7"),
+        ("--orientation-bins", 7, "error: --orientation-bins: expected at least 9, got 7"),
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path, capsys, option, value, message):
     assert message in fails(capsys, "train", tmp_path, "-o", tmp_path / "run", option, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--magnification", 0), "error: --magnification: expected a finite number above 0"),
+        (("--quantize-on", "none"), "error: --quantize-on: expected a network of rings"),
+    ],
+)
+def test_export_names_its_arguments_as_typed(run, tmp_path, capsys, options, message):
+    output = ("-o", tmp_path / "m.onnx")
+    assert message in fails(capsys, "export", run, *output, *options)
+    message = fails(capsys, "export", tmp_path / "none", *output)
+    assert "error: RUN_OR_CHECKPOINT: expected the folder of a run of" in message
+    assert message.endswith(f"got {tmp_path / 'none'}: no such file\n")
+
+
+def test_a_run_begins_with_another(texture_folder, run, tmp_path):
+    options = (*TINY, "--init", run, "--keypoints", 16)
+    assert call("train", texture_folder, "-o", tmp_path / "run", *options) == 0
+
+
+def test_a_beginning_that_is_not_there_is_named(texture_folder, tmp_path, capsys):
+    options = ("-o", tmp_path / "run", "--init", tmp_path / "none")
+    message = fails(capsys, "train", texture_folder, *options)
+    assert "error: --init: expected the folder of a run of cv-patchpose train" in message
 
 
 def test_help_shows_the_defaults(capsys):

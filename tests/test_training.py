@@ -281,20 +281,26 @@ def test_a_killed_save_keeps_the_old_checkpoint(texture_folder, copied_run, monk
 def test_wrong_folders_are_named(texture_folder, run, tmp_path):
     with pytest.raises(ValueError, match="run: .* already holds a checkpoint"):
         Trainer(texture_folder, run, TINY)
-    with pytest.raises(ValueError, match=r"checkpoint: expected a file, got '.*checkpoint.pt'"):
+    with pytest.raises(
+        ValueError, match="checkpoint: expected .* got .*checkpoint.pt: no such file"
+    ):
         Trainer(texture_folder, tmp_path / "new", TINY, resume=True)
     with pytest.raises(ValueError, match="run: expected a folder, got the file"):
         Trainer(texture_folder, texture_folder / "0.png", TINY)
 
 
-def test_init_begins_with_the_averaged_weights(texture_folder, run, tmp_path):
-    path = run / "checkpoint.pt"
+@pytest.mark.parametrize("name", ["", "checkpoint.pt"])
+def test_init_begins_with_the_averaged_weights(texture_folder, run, tmp_path, name):
+    path = run / name
     trainer = Trainer(texture_folder, tmp_path / "run", dataclasses.replace(TINY, init=str(path)))
-    expected = load_checkpoint(path)["average"]
+    expected = load_checkpoint(run / "checkpoint.pt")["average"]
     torch.testing.assert_close(trainer.network.state_dict(), expected)
     other = dataclasses.replace(TINY, init=str(path), hidden=32)
     with pytest.raises(ValueError, match=f"{path}: expected .*, got one of hidden 64 and not 32"):
         Trainer(texture_folder, tmp_path / "other", other)
+    missing = dataclasses.replace(TINY, init=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="init: expected the folder of a run .*none: no such file"):
+        Trainer(texture_folder, tmp_path / "other", missing)
 
 
 @pytest.mark.parametrize("entry", ["average", "train_config", "scale_offset_octaves"])
@@ -552,7 +558,7 @@ def test_runs_that_began_differently_are_not_averaged(texture_folder, run, ring_
 
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="checkpoint: expected a file"):
+    with pytest.raises(ValueError, match="checkpoint: expected .* got .*missing.pt: no such file"):
         export_checkpoint(tmp_path / "missing.pt", tmp_path / "model.onnx")
     (tmp_path / "foreign.pt").write_bytes(b"foreign")
     with pytest.raises(ValueError, match="is not a training checkpoint"):

@@ -41,7 +41,7 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
         "added to the probability in the overlap loss: the larger, the less outliers count",
     ),
     "--reuse": ("reuse", int, "how often the patches of a keypoint are used, on average"),
-    "--init": ("init", str, "checkpoint to begin with"),
+    "--init": ("init", str, "run or checkpoint to begin with"),
     "--teacher": ("teacher", str, "model whose histograms are imitated too, name or ONNX file"),
     "--teacher-weight": (
         "teacher_weight",
@@ -124,12 +124,10 @@ def run(args: argparse.Namespace) -> int:
     if "budget_minutes" in given:
         given.setdefault("budget_keypoints", None)
     base = _base_config(args)
-    fields = {field: option for option, (field, _, _) in (_OPTIONS | _VIEW_OPTIONS).items()}
-    with naming(fields):
-        config = dataclasses.replace(
-            base, **given, synthesis=dataclasses.replace(base.synthesis, **views)
-        )
-        trainer = Trainer(args.images, args.output, config, resume=args.resume)
+    config = dataclasses.replace(
+        base, **given, synthesis=dataclasses.replace(base.synthesis, **views)
+    )
+    trainer = Trainer(args.images, args.output, config, resume=args.resume)
     with _terminated_as_interrupted():
         try:
             checkpoint = trainer.train()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cv_patchpose.errors import naming
 from cv_patchpose.files import write_file
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -150,7 +151,8 @@ class Trainer:
 
     def _begin(self) -> None:
         if self.config.init:
-            weights = self._load(self.config.init)["average"]
+            with naming({"checkpoint": "init"}):
+                weights = self._load(self.config.init)["average"]
             self.network.load_state_dict(weights)
             self.average.load_state_dict(weights)
 
