@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
 import shutil
 import sys
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         output has closed it, as `head` does.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A terminal that cannot show all letters of a file's name is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             args = _build_parser(arguments).parse_args(arguments)

@@ -115,6 +115,16 @@ class TestAssign:
         assert run("assign", images[0], "-o", output, "--model", toy_model, *names) == 0
         assert capsys.readouterr().err.startswith("warning: freak ignores the angle of keypoints")
 
+    def test_a_name_that_the_terminal_cannot_show_is_no_error(self, images, tmp_path, toy_model):
+        output = tmp_path / "\u043a.csv"
+        options = ("-o", output, "--model", toy_model, "--max-keypoints", "50")
+        command = [sys.executable, "-m", "cv_patchpose.cli", "assign", images[0], *options]
+        ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.search(r"\\u043a\.csv: \d+ keypoints$", done.stdout.strip())
+        assert output.is_file()
+
     @pytest.mark.parametrize("detector", ["orb", "akaze", "fast", "gftt"])
     def test_other_detectors_and_a_picture(self, images, tmp_path, toy_model, detector):
         picture = tmp_path / "poses.png"
