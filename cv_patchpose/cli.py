@@ -138,9 +138,11 @@ def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
     names = ", ".join(BUNDLED_MODELS)
     parser.add_argument("--model", default="polar", help=f"{names} or an ONNX file (polar)")
     parser.add_argument(
-        "--top-k", type=int, default=top_k, help=f"most poses per keypoint ({top_k})"
+        "--top-k", type=int, default=top_k, metavar="N", help=f"most poses per keypoint ({top_k})"
     )
-    parser.add_argument("--max-keypoints", type=int, default=2000, help="strongest kept (2000)")
+    parser.add_argument(
+        "--max-keypoints", type=int, default=2000, metavar="N", help="strongest kept (2000)"
+    )
 
 
 def _declare_assign(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +157,8 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--descriptor", choices=DESCRIPTORS, default="sift", help="what reads the fields (sift)"
     )
-    parser.add_argument("--picture", type=Path, help="also draw the poses, .png or .jpg")
+    pictures = ", ".join(PICTURE_SUFFIXES)
+    parser.add_argument("--picture", type=Path, help=f"also draw the poses: {pictures}")
     _declare_posing(parser, top_k=1)
 
 
@@ -182,7 +185,8 @@ def _run_assign(args: argparse.Namespace) -> None:
 def _declare_match(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image1", type=Path, metavar="IMAGE1", help=_IMAGE_HELP)
     parser.add_argument("image2", type=Path, metavar="IMAGE2", help="another, of the same scene")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="picture, .png or .jpg")
+    pictures = ", ".join(PICTURE_SUFFIXES)
+    parser.add_argument("-o", "--output", type=Path, required=True, help=f"picture: {pictures}")
     parser.add_argument(
         "--geometry",
         choices=GEOMETRIES,
@@ -228,7 +232,10 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
     parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")
     parser.add_argument(
-        "--magnification", type=float, help="support window over size (that of the training)"
+        "--magnification",
+        type=float,
+        metavar="F",
+        help="support window over size (that of the training)",
     )
     parser.add_argument("--int8", action="store_true", help="int8 weights: a quarter of the size")
     parser.add_argument(
@@ -275,12 +282,17 @@ def _declare_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default="polar", metavar="MODEL", help="name or ONNX file (polar)"
     )
+    parser.add_argument(
+        "--full", action="store_true", help="tell everything about the training, with its options"
+    )
 
 
 def _run_info(args: argparse.Namespace) -> None:
     estimator = PoseEstimator(args.model)
     about = dataclasses.asdict(estimator.metadata)
     training = about.pop("training")
+    if not args.full:
+        training = _shortened(training)
     _print_table(
         ("cv-patchpose", __version__),
         ("OpenCV", cv2.__version__),
@@ -290,6 +302,17 @@ def _run_info(args: argparse.Namespace) -> None:
         *((name, _plain(value)) for name, value in about.items()),
         *((f"training: {name}", _plain(value)) for name, value in training.items()),
     )
+
+
+def _shortened(training: dict[str, Any]) -> dict[str, str]:
+    """Tell what a model was trained on and for how long, each run where several were joined."""
+    of_one_run = ("data", "network", "recipe")
+    joined = [v for k, v in training.items() if isinstance(v, dict) and k not in of_one_run]
+    found = {
+        name: [_plain(run[name]) for run in (training, *joined) if name in run]
+        for name in ("data", "commit", "keypoints", "minutes")
+    }
+    return {name: "; ".join(values) for name, values in found.items() if values}
 
 
 def _verb_of_extra(text: str, module: str, extra: str) -> _Verb:

@@ -63,6 +63,21 @@ class TestHelp:
             run("assign", "--help")
         assert capsys.readouterr().out.count("(sift)") == 2
 
+    @pytest.mark.parametrize("verb", ["assign", "match", "export", "train", "generate"])
+    def test_usage_says_what_kind_of_value_an_option_takes(self, capsys, monkeypatch, verb):
+        if verb in ("train", "generate"):
+            pytest.importorskip("tqdm")
+        monkeypatch.setenv("COLUMNS", "1000")
+        with pytest.raises(SystemExit):
+            run(verb, "--help")
+        printed = capsys.readouterr().out
+        named = re.findall(r"--([a-z0-9-]+) ([A-Z0-9_-]+)", printed.partition("\n\n")[0])
+        own = {option for option, kind in named if kind.lower().replace("_", "-") == option}
+        assert own <= {"output", "model", "minutes", "picture", "recipe"}
+        if verb in ("assign", "match"):
+            assert "--top-k N" in printed
+            assert ".png, .jpg, .jpeg, .webp" in printed
+
     def test_training_needs_torch_only_to_train(self, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)
         with pytest.raises(SystemExit) as caught:
@@ -283,14 +298,32 @@ class TestInfo:
         assert re.search(r"^bins +orientation 36, scale 13, scale_per_octave 3$", printed, re.M)
         assert re.search(r"^training: data +none$", printed, re.M)
 
+    def test_the_training_is_told_in_short_but_on_request(self, write_model, capsys):
+        notes = {"commit": "abc", "keypoints": 3, "minutes": 1.5, "recipe": {"seed": 0}}
+        other = {"commit": "def", "keypoints": 4, "recipe": {"seed": 1}}
+        model = write_model(training={"data": {"folder": "images"}, **notes, "averaged_2": other})
+        assert run("info", model) == 0
+        lines = capsys.readouterr().out.splitlines()
+        told = dict(re.split(" {2,}", line) for line in lines if line.startswith("training: "))
+        assert told == {
+            "training: data": "folder images",
+            "training: commit": "abc; def",
+            "training: keypoints": "3; 4",
+            "training: minutes": "1.5",
+        }
+        assert run("info", model, "--full") == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"^training: recipe +seed 0$", printed, re.M)
+        assert re.search(r"^training: averaged_2 +commit def, .* recipe \(seed 1\)$", printed, re.M)
+
     def test_long_values_are_wrapped_in_a_terminal(self, write_model, capsys, monkeypatch):
         recipe = {f"option{i}": i for i in range(40)} | {"views": {"noise": 3}}
         model = write_model(training={"recipe": recipe})
-        assert run("info", model) == 0
+        assert run("info", model, "--full") == 0
         assert re.search(r"option39 39, views \(noise 3\)$", capsys.readouterr().out, re.M)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         monkeypatch.setenv("COLUMNS", "70")
-        assert run("info", model) == 0
+        assert run("info", model, "--full") == 0
         lines = capsys.readouterr().out.splitlines()
         text = lines[[line.startswith("training: recipe") for line in lines].index(True) :]
         assert len(text) > 5

@@ -56,6 +56,14 @@ def test_resume_goes_on_with_the_options_of_the_run(texture_folder, run, tmp_pat
     assert PoseEstimator(tmp_path / "m.onnx").metadata.training["keypoints"] == 48
 
 
+@pytest.mark.parametrize(("given", "value"), [("no", False), ("auto", None)])
+def test_bfloat16_is_chosen(texture_folder, tmp_path, given, value):
+    options = (*TINY, "--keypoints", 16, "--bfloat16", given)
+    assert call("train", texture_folder, "-o", tmp_path / "run", *options) == 0
+    config = load_checkpoint(tmp_path / "run/checkpoint.pt")["train_config"]
+    assert config["bfloat16"] is value
+
+
 def test_a_budget_in_minutes_replaces_one_in_keypoints(texture_folder, run):
     # Already used up: nothing is trained.
     assert call("train", texture_folder, "-o", run, "--resume", "--minutes", 1e-9) == 0

@@ -56,6 +56,15 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
 }
 
 
+_METAVARS = {
+    "budget_minutes": "MINUTES",
+    "validate_every_minutes": "MINUTES",
+    "init": "RUN",
+    "teacher": "MODEL",
+}
+_METAVARS_BY_TYPE = {int: "N", float: "F", str: "NAME"}
+_BFLOAT16 = {"auto": None, "yes": True, "no": False}
+
 # The same of SynthesisConfig.
 _VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
     "--magnification": ("magnification", float, "support window of a blob over its size"),
@@ -97,13 +106,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", choices=("orientation", "scale", "both"), help="what resnet18 learns (both)"
     )
+    parser.add_argument(
+        "--bfloat16",
+        choices=_BFLOAT16,
+        help="forward pass in bfloat16 (auto: where the processor has it)",
+    )
     for option, (field, kind, text) in (_OPTIONS | _VIEW_OPTIONS).items():
         parser.add_argument(
             option,
             dest=field,
             type=kind,
             default=argparse.SUPPRESS,
-            metavar=option.lstrip("-").upper(),
+            metavar=_METAVARS.get(field, _METAVARS_BY_TYPE[kind]),
             help=f"{text}{_defaults(field)}",
         )
 
@@ -121,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     for field, target in (("targets", args.target), ("teacher_targets", args.teacher_target)):
         if target:
             given[field] = TARGETS if target == "both" else (target,)
+    if args.bfloat16:
+        given["bfloat16"] = _BFLOAT16[args.bfloat16]
     if "budget_minutes" in given:
         given.setdefault("budget_keypoints", None)
     base = _base_config(args)
