@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
 import shutil
 import sys
@@ -37,7 +38,13 @@ from cv_patchpose.files import (
 )
 from cv_patchpose.matching import GEOMETRIES, match_keypoints
 
-_OPTIONS = {"max_points": "--max-keypoints", "top_k": "--top-k"}  # by what functions call them
+# What functions call arguments of another name.
+_INNER_NAMES = {
+    "max_points": "--max-keypoints",
+    "checkpoint": "RUN_OR_CHECKPOINT",
+    "run": "--output",
+}
+_IMAGE_HELP = "image; one of other than 8 bits is stretched from its least value to its largest"
 _LEAST_ROOM = 20  # columns of a terminal that text is still wrapped in
 _FAILURES = (ValueError, TypeError, OSError, ImportError, ModelError, cv2.error)
 
@@ -53,10 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         output has closed it, as `head` does.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A terminal that cannot show all letters of a file's name is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             args = _build_parser(arguments).parse_args(arguments)
-            with naming(_OPTIONS):
+            with naming(_INNER_NAMES | args.names):
                 return _VERBS[args.verb].run(args) or 0
         finally:
             if sys.stdout:
@@ -98,22 +108,46 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name, verb in _VERBS.items():
         verb_parser = verbs.add_parser(name, help=verb.help, description=verb.help)
         if name in arguments:
+            for kind in (Path, str, None):  # None: of arguments that state no type
+                verb_parser.register("type", kind, _not_empty(kind or str))
             verb.declare(verb_parser)
+            verb_parser.set_defaults(names=_names_as_typed(verb_parser))
     return parser
+
+
+def _not_empty(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Refuse what a variable leaves that is not set; as a path it would be the current folder."""
+
+    def convert(text: str) -> Any:
+        if not text:
+            raise argparse.ArgumentTypeError("expected a name or a path, got ''")
+        return kind(text)
+
+    return convert
+
+
+def _names_as_typed(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Map the name that an argument has in our functions to the one that the user types."""
+    return {
+        action.dest: action.option_strings[-1] if action.option_strings else str(action.metavar)
+        for action in parser._actions  # argparse does not tell them otherwise
+    }
 
 
 def _declare_posing(parser: argparse.ArgumentParser, *, top_k: int) -> None:
     names = ", ".join(BUNDLED_MODELS)
     parser.add_argument("--model", default="polar", help=f"{names} or an ONNX file (polar)")
     parser.add_argument(
-        "--top-k", type=int, default=top_k, help=f"most poses per keypoint ({top_k})"
+        "--top-k", type=int, default=top_k, metavar="N", help=f"most poses per keypoint ({top_k})"
     )
-    parser.add_argument("--max-keypoints", type=int, default=2000, help="strongest kept (2000)")
+    parser.add_argument(
+        "--max-keypoints", type=int, default=2000, metavar="N", help="strongest kept (2000)"
+    )
 
 
 def _declare_assign(parser: argparse.ArgumentParser) -> None:
     columns = ", ".join(COLUMNS)
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help=_IMAGE_HELP)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help=f".npz or .csv with columns {columns}"
     )
@@ -123,7 +157,8 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--descriptor", choices=DESCRIPTORS, default="sift", help="what reads the fields (sift)"
     )
-    parser.add_argument("--picture", type=Path, help="also draw the poses, .png or .jpg")
+    pictures = ", ".join(PICTURE_SUFFIXES)
+    parser.add_argument("--picture", type=Path, help=f"also draw the poses: {pictures}")
     _declare_posing(parser, top_k=1)
 
 
@@ -135,7 +170,7 @@ def _run_assign(args: argparse.Namespace) -> None:
     assigner = PatchPoseAssigner(
         args.model, top_k=args.top_k, descriptor=args.descriptor, detector=args.detector
     )
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as told, naming({"image": str(args.image)}):
         warnings.simplefilter("always", UserWarning)
         keypoints = assigner.assign(image, detect(image, args.detector, args.max_keypoints))
     for warning in told:
@@ -148,9 +183,10 @@ def _run_assign(args: argparse.Namespace) -> None:
 
 
 def _declare_match(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image1", type=Path, metavar="IMAGE1")
-    parser.add_argument("image2", type=Path, metavar="IMAGE2")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="picture, .png or .jpg")
+    parser.add_argument("image1", type=Path, metavar="IMAGE1", help=_IMAGE_HELP)
+    parser.add_argument("image2", type=Path, metavar="IMAGE2", help="another, of the same scene")
+    pictures = ", ".join(PICTURE_SUFFIXES)
+    parser.add_argument("-o", "--output", type=Path, required=True, help=f"picture: {pictures}")
     parser.add_argument(
         "--geometry",
         choices=GEOMETRIES,
@@ -196,7 +232,10 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=BUNDLED_MODELS, help="copy a bundled model instead")
     parser.add_argument("-o", "--output", type=Path, required=True, help="ONNX file, or a folder")
     parser.add_argument(
-        "--magnification", type=float, help="support window over size (that of the training)"
+        "--magnification",
+        type=float,
+        metavar="F",
+        help="support window over size (that of the training)",
     )
     parser.add_argument("--int8", action="store_true", help="int8 weights: a quarter of the size")
     parser.add_argument(
@@ -243,12 +282,17 @@ def _declare_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default="polar", metavar="MODEL", help="name or ONNX file (polar)"
     )
+    parser.add_argument(
+        "--full", action="store_true", help="tell everything about the training, with its options"
+    )
 
 
 def _run_info(args: argparse.Namespace) -> None:
     estimator = PoseEstimator(args.model)
     about = dataclasses.asdict(estimator.metadata)
     training = about.pop("training")
+    if not args.full:
+        training = _shortened(training)
     _print_table(
         ("cv-patchpose", __version__),
         ("OpenCV", cv2.__version__),
@@ -258,6 +302,17 @@ def _run_info(args: argparse.Namespace) -> None:
         *((name, _plain(value)) for name, value in about.items()),
         *((f"training: {name}", _plain(value)) for name, value in training.items()),
     )
+
+
+def _shortened(training: dict[str, Any]) -> dict[str, str]:
+    """Tell what a model was trained on and for how long, each run where several were joined."""
+    of_one_run = ("data", "network", "recipe")
+    joined = [v for k, v in training.items() if isinstance(v, dict) and k not in of_one_run]
+    found = {
+        name: [_plain(run[name]) for run in (training, *joined) if name in run]
+        for name in ("data", "commit", "keypoints", "minutes")
+    }
+    return {name: "; ".join(values) for name, values in found.items() if values}
 
 
 def _verb_of_extra(text: str, module: str, extra: str) -> _Verb:

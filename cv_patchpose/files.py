@@ -23,20 +23,57 @@ TABLE_SUFFIXES = (".npz", ".csv")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image file.
+    """Read an image file, upright as its EXIF orientation says.
+
+    An image of other than 8 bits is stretched: its least value becomes 0 and its largest 255.
+    Cameras fill 12 of 16 bits, and floats have any range, so the type does not tell the range.
 
     Returns:
         (H, W, 3) uint8, BGR.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no image.
+        ValueError: It is no image, or one with values that are not finite.
     """
-    content = np.frombuffer(path.read_bytes(), np.uint8)
-    image: Any = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    image = _decode(path, _read_bytes(path))
+    if image.dtype != np.uint8:
+        image = _stretch(path, image)
+    if image.ndim == 2:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    return image
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: expected an image file, got no such file") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path}: expected an image file, got a folder") from error
+
+
+def _decode(path: Path, content: bytes) -> NDArray[Any]:
+    """Decode (H, W) or BGR (H, W, 3), in the file's own type."""
+    image: Any = None
+    reason = ""
+    if content:
+        try:
+            image = cv2.imdecode(
+                np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+            )
+        except cv2.error as error:  # such as of a size beyond OpenCV's limits
+            reason = f" ({getattr(error, 'err', error)})"
     if image is None:
-        raise ValueError(f"{path}: expected an image file, got one that cannot be decoded")
-    return np.asarray(image, np.uint8)
+        raise ValueError(f"{path}: expected an image file, got one that cannot be decoded{reason}")
+    return np.asarray(image)
+
+
+def _stretch(path: Path, image: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = float(image.min()), float(image.max())
+    if not np.isfinite(high - low):
+        raise ValueError(f"{path}: expected finite values, got NaN or infinity")
+    levels = np.subtract(image, low, dtype=np.float64) * (255 / ((high - low) or 1))
+    return np.asarray(np.rint(levels), np.uint8)
 
 
 def find_images(folder: Path | str, argument: str = "images") -> list[Path]:

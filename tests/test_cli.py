@@ -63,6 +63,21 @@ class TestHelp:
             run("assign", "--help")
         assert capsys.readouterr().out.count("(sift)") == 2
 
+    @pytest.mark.parametrize("verb", ["assign", "match", "export", "train", "generate"])
+    def test_usage_says_what_kind_of_value_an_option_takes(self, capsys, monkeypatch, verb):
+        if verb in ("train", "generate"):
+            pytest.importorskip("tqdm")
+        monkeypatch.setenv("COLUMNS", "1000")
+        with pytest.raises(SystemExit):
+            run(verb, "--help")
+        printed = capsys.readouterr().out
+        named = re.findall(r"--([a-z0-9-]+) ([A-Z0-9_-]+)", printed.partition("\n\n")[0])
+        own = {option for option, kind in named if kind.lower().replace("_", "-") == option}
+        assert own <= {"output", "model", "minutes", "picture", "recipe"}
+        if verb in ("assign", "match"):
+            assert "--top-k N" in printed
+            assert ".png, .jpg, .jpeg, .webp" in printed
+
     def test_training_needs_torch_only_to_train(self, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)
         with pytest.raises(SystemExit) as caught:
@@ -114,6 +129,16 @@ class TestAssign:
         names = ("--descriptor", "freak")
         assert run("assign", images[0], "-o", output, "--model", toy_model, *names) == 0
         assert capsys.readouterr().err.startswith("warning: freak ignores the angle of keypoints")
+
+    def test_a_name_that_the_terminal_cannot_show_is_no_error(self, images, tmp_path, toy_model):
+        output = tmp_path / "\u043a.csv"
+        options = ("-o", output, "--model", toy_model, "--max-keypoints", "50")
+        command = [sys.executable, "-m", "cv_patchpose.cli", "assign", images[0], *options]
+        ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, text=True, env=ascii_only)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.search(r"\\u043a\.csv: \d+ keypoints$", done.stdout.strip())
+        assert output.is_file()
 
     @pytest.mark.parametrize("detector", ["orb", "akaze", "fast", "gftt"])
     def test_other_detectors_and_a_picture(self, images, tmp_path, toy_model, detector):
@@ -215,18 +240,27 @@ class TestExample:
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
+            ("sift_drop_in.py", "a photograph"),
             ("register_corners.py", "a photograph"),
             ("colmap_features.py", "a folder of photographs"),
         ],
     )
     def test_what_is_not_there_is_named(self, name, expected, images, tmp_path):
         missing, features = tmp_path / "missing", tmp_path / "features"
-        inputs = (images[0], missing) if name == "register_corners.py" else (missing,)
+        inputs = (missing,) if name == "colmap_features.py" else (images[0], missing)
         command = [sys.executable, self.script.with_name(name), *inputs, features]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 1
         assert done.stderr.endswith(f"{missing}: expected {expected}\n")
         assert not features.exists()
+
+    @pytest.mark.parametrize("name", ["sift_drop_in.py", "register_corners.py"])
+    def test_a_picture_that_cannot_be_written_is_named(self, name, images, tmp_path):
+        picture = tmp_path / "none" / "picture.png"
+        command = [sys.executable, self.script.with_name(name), images[0], images[0], picture]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"{picture}: cannot be written\n")
 
     def test_features_for_colmap_are_those_of_the_photographs(self, photograph, tmp_path):
         photographs, features = tmp_path / "photographs", tmp_path / "a" / "features"
@@ -264,14 +298,32 @@ class TestInfo:
         assert re.search(r"^bins +orientation 36, scale 13, scale_per_octave 3$", printed, re.M)
         assert re.search(r"^training: data +none$", printed, re.M)
 
+    def test_the_training_is_told_in_short_but_on_request(self, write_model, capsys):
+        notes = {"commit": "abc", "keypoints": 3, "minutes": 1.5, "recipe": {"seed": 0}}
+        other = {"commit": "def", "keypoints": 4, "recipe": {"seed": 1}}
+        model = write_model(training={"data": {"folder": "images"}, **notes, "averaged_2": other})
+        assert run("info", model) == 0
+        lines = capsys.readouterr().out.splitlines()
+        told = dict(re.split(" {2,}", line) for line in lines if line.startswith("training: "))
+        assert told == {
+            "training: data": "folder images",
+            "training: commit": "abc; def",
+            "training: keypoints": "3; 4",
+            "training: minutes": "1.5",
+        }
+        assert run("info", model, "--full") == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"^training: recipe +seed 0$", printed, re.M)
+        assert re.search(r"^training: averaged_2 +commit def, .* recipe \(seed 1\)$", printed, re.M)
+
     def test_long_values_are_wrapped_in_a_terminal(self, write_model, capsys, monkeypatch):
         recipe = {f"option{i}": i for i in range(40)} | {"views": {"noise": 3}}
         model = write_model(training={"recipe": recipe})
-        assert run("info", model) == 0
+        assert run("info", model, "--full") == 0
         assert re.search(r"option39 39, views \(noise 3\)$", capsys.readouterr().out, re.M)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         monkeypatch.setenv("COLUMNS", "70")
-        assert run("info", model) == 0
+        assert run("info", model, "--full") == 0
         lines = capsys.readouterr().out.splitlines()
         text = lines[[line.startswith("training: recipe") for line in lines].index(True) :]
         assert len(text) > 5
@@ -321,8 +373,29 @@ class TestErrors:
         return ("--model", toy_model)
 
     @pytest.mark.parametrize(
+        ("arguments", "name"),
+        [
+            (("assign", "", "-o", "k.csv"), "IMAGE"),
+            (("assign", "one.png", "-o", ""), "-o/--output"),
+            (("assign", "one.png", "-o", "k.csv", "--model", ""), "--model"),
+            (("match", "one.png", "", "-o", "m.png"), "IMAGE2"),
+            (("export", "", "-o", "m.onnx"), "RUN_OR_CHECKPOINT"),
+            (("train", "", "-o", "run"), "PHOTOGRAPHS"),
+            (("train", "photographs", "-o", "run", "--init", ""), "--init"),
+            (("generate", "images", "-o", "", "--kind", "A"), "-o/--output"),
+            (("info", ""), "MODEL"),
+        ],
+    )
+    def test_an_empty_path_is_not_the_current_folder(self, capsys, arguments, name):
+        with pytest.raises(SystemExit) as caught:
+            run(*arguments)
+        assert caught.value.code == 2
+        message = f"error: argument {name}: expected a name or a path, got ''\n"
+        assert capsys.readouterr().err.endswith(message)
+
+    @pytest.mark.parametrize(
         ("content", "message"),
-        [(None, "No such file or directory"), (b"", "expected an image file"), (b"x", "an image")],
+        [(None, "got no such file"), (b"", "expected an image file"), (b"x", "an image")],
     )
     def test_unreadable_image(self, capsys, tmp_path, model, content, message):
         image = tmp_path / "image.png"
@@ -375,7 +448,8 @@ class TestErrors:
         cv2.imwrite(str(image), np.zeros((3, 200), np.uint8))
         names = ("--detector", detector)
         message = fails(capsys, "assign", image, "-o", tmp_path / "k.csv", *model, *names)
-        assert re.search(rf"image: expected sides of at least \d+ px for {detector}", message)
+        expected = rf"error: {image}: expected sides of at least \d+ px for {detector}"
+        assert re.search(expected, message)
         assert "got 200 x 3" in message
 
     def test_an_image_is_not_written_over(self, capsys, tmp_path, images, model):

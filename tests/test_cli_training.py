@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 pytest.importorskip("torch")
@@ -15,6 +20,7 @@ from cv_patchpose.training.checkpoint import load_checkpoint
 pytestmark = pytest.mark.train
 
 TINY = ("--keypoints", 32, "--batch-size", 16, "--threads", 1)
+ENDLESS = 100_000  # keypoints
 
 
 def call(*arguments):
@@ -50,6 +56,14 @@ def test_resume_goes_on_with_the_options_of_the_run(texture_folder, run, tmp_pat
     assert PoseEstimator(tmp_path / "m.onnx").metadata.training["keypoints"] == 48
 
 
+@pytest.mark.parametrize(("given", "value"), [("no", False), ("auto", None)])
+def test_bfloat16_is_chosen(texture_folder, tmp_path, given, value):
+    options = (*TINY, "--keypoints", 16, "--bfloat16", given)
+    assert call("train", texture_folder, "-o", tmp_path / "run", *options) == 0
+    config = load_checkpoint(tmp_path / "run/checkpoint.pt")["train_config"]
+    assert config["bfloat16"] is value
+
+
 def test_a_budget_in_minutes_replaces_one_in_keypoints(texture_folder, run):
     # Already used up: nothing is trained.
     assert call("train", texture_folder, "-o", run, "--resume", "--minutes", 1e-9) == 0
@@ -72,14 +86,59 @@ def test_resume_refuses_another_seed_and_nothing_to_resume(texture_folder, run, 
     message = fails(capsys, "train", texture_folder, "-o", run, "--resume", "--seed", 4)
     assert "seed: expected 3 as in" in message
     message = fails(capsys, "train", texture_folder, "-o", tmp_path, "--resume")
-    assert "checkpoint: expected a file" in message
+    assert f"--resume: expected a run with a checkpoint.pt, got {tmp_path}" in message
+    assert "start without --resume" in message
+    (tmp_path / "checkpoint.pt").write_bytes(b"foreign")
+    message = fails(capsys, "train", texture_folder, "-o", tmp_path, "--resume")
+    assert "--resume: expected the folder of a run of cv-patchpose train, or" in message
+    assert f"got {tmp_path / 'checkpoint.pt'}, which is not a training checkpoint" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be caught")
+def test_a_killed_run_is_resumed(texture_folder, tmp_path, capsys):
+    """Killed at once, after its first step; resumed, and terminated before its first validation."""
+    run = tmp_path / "run"
+    checkpoint, process = run / "checkpoint.pt", train_apart(texture_folder, run)
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "validation.txt"}
+    before = load_checkpoint(checkpoint)["keypoints"]
+    assert before == 16
+
+    process = train_apart(texture_folder, run, "--resume")
+    bars = (line for line in process.stderr if line.startswith("train"))
+    assert any(float(line.split("%")[0].removeprefix("train")) > 0.5 for line in bars)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert f"{checkpoint}: --resume continues from here\n" in said
+    assert said.endswith("cv-patchpose: interrupted\n")
+    state = load_checkpoint(checkpoint)
+    assert state["keypoints"] >= 0.005 * ENDLESS
+    assert state["minutes"] > 0
+
+    enough = state["keypoints"] + 16
+    assert call("train", texture_folder, "-o", run, "--resume", "--keypoints", enough) == 0
+    assert load_checkpoint(checkpoint)["keypoints"] == enough
+    assert "Errno" not in capsys.readouterr().err  # that there is no log yet is no mistake
+
+
+def train_apart(photographs, run, *more):
+    options = ("--keypoints", ENDLESS, "--batch-size", 16, "--threads", 1, *more)
+    command = [sys.executable, "-m", "cv_patchpose.cli", "train", photographs, "-o", run, *options]
+    return subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
 
 
 def test_a_folder_without_usable_images_is_refused(tmp_path, capsys):
-    assert "images: expected image files" in fails(capsys, "train", tmp_path, "-o", tmp_path / "r")
+    assert "PHOTOGRAPHS: expected image files" in fails(
+        capsys, "train", tmp_path, "-o", tmp_path / "r"
+    )
     (tmp_path / "broken.jpg").write_bytes(b"no")
     message = fails(capsys, "train", tmp_path, "-o", tmp_path / "r")
-    assert "images: expected at least 2 readable photographs" in message
+    assert "PHOTOGRAPHS: expected at least 2 readable photographs" in message
     assert not (tmp_path / "r").exists()
 
 
@@ -101,7 +160,7 @@ def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, 
     assert "already holds a checkpoint" in fails(capsys, "train", texture_folder, "-o", run)
     file = tmp_path / "file"
     file.write_bytes(b"")
-    assert "run: expected a folder, got" in fails(capsys, "train", texture_folder, "-o", file)
+    assert "--output: expected a folder, got" in fails(capsys, "train", texture_folder, "-o", file)
     assert f"{file / 'run'}: " in fails(capsys, "train", texture_folder, "-o", file / "run")
 
 
@@ -112,12 +171,39 @@ def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, 
         ("--keypoints", 0, "error: --keypoints: expected None or an integer >= 1, got 0"),
         ("--streams", 0, "error: --streams: expected an integer >= 1, got 0"),
         ("--loss", "hinge", "error: --loss: expected overlap or alignment, got 'hinge'"),
+        ("--scale-bins", 8, "error: --scale-bins: expected a whole number of rows per octave"),
         ("--magnification", -1, "error: --magnification: expected a finite number > 0, got -1"),
-        ("--orientation-bins", 7, "bins: expected at least 9 orientation bins, got 7"),
+        ("--orientation-bins", 7, "error: --orientation-bins: expected at least 9, got 7"),
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path, capsys, option, value, message):
     assert message in fails(capsys, "train", tmp_path, "-o", tmp_path / "run", option, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--magnification", 0), "error: --magnification: expected a finite number above 0"),
+        (("--quantize-on", "none"), "error: --quantize-on: expected a network of rings"),
+    ],
+)
+def test_export_names_its_arguments_as_typed(run, tmp_path, capsys, options, message):
+    output = ("-o", tmp_path / "m.onnx")
+    assert message in fails(capsys, "export", run, *output, *options)
+    message = fails(capsys, "export", tmp_path / "none", *output)
+    assert "error: RUN_OR_CHECKPOINT: expected the folder of a run of" in message
+    assert message.endswith(f"got {tmp_path / 'none'}: no such file\n")
+
+
+def test_a_run_begins_with_another(texture_folder, run, tmp_path):
+    options = (*TINY, "--init", run, "--keypoints", 16)
+    assert call("train", texture_folder, "-o", tmp_path / "run", *options) == 0
+
+
+def test_a_beginning_that_is_not_there_is_named(texture_folder, tmp_path, capsys):
+    options = ("-o", tmp_path / "run", "--init", tmp_path / "none")
+    message = fails(capsys, "train", texture_folder, *options)
+    assert "error: --init: expected the folder of a run of cv-patchpose train" in message
 
 
 def test_help_shows_the_defaults(capsys):

@@ -567,14 +567,14 @@ def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["stereo", "ROOT"], "benchmark: expected one of homography-matching, homography-pose"),
+        (["stereo", "ROOT"], "BENCHMARK: expected one of homography-matching, homography-pose"),
         (["homography-pose", "ROOT", "--methods", "siift"], "without a model of ours: identity"),
         (["homography-matching", "ROOT", "--descriptor", "surf"], "descriptor: expected one of"),
         (["patchpose", "ROOT", "--detector", "orb"], "patchpose, got one of homography-"),
         (["two-view", "ROOT", "--images", "3"], "of two-view, got one of patchpose only"),
-        (["homography-pose", "ROOT", "--methods", "orinet"], "peer_weights: expected a folder"),
-        (["homography-pose", "EMPTY"], "root: expected folders"),
-        (["patchpose", "NOWHERE"], "root: expected a folder of photographs or a PatchPose dataset"),
+        (["homography-pose", "ROOT", "--methods", "orinet"], "--peer-weights: expected a folder"),
+        (["homography-pose", "EMPTY"], "ROOT: expected folders"),
+        (["patchpose", "NOWHERE"], "ROOT: expected a folder of photographs or a PatchPose dataset"),
     ],
 )
 def test_command_refuses_bad_arguments(root, tmp_path, capsys, arguments, message):

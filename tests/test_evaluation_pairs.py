@@ -178,7 +178,7 @@ def test_command_reads_a_dataset_by_its_index(datasets, tmp_path, capsys):
     [
         (["--images", "3"], "--images: expected an option of patchpose on a dataset"),
         (["--split", "dev"], "split: expected one of train, val, test, got 'dev'"),
-        (["--split-by", "class"], "split_by: expected one of image, pairs, got 'class'"),
+        (["--split-by", "class"], "--split-by: expected one of image, pairs, got 'class'"),
         (["--top-k", "0"], "--top-k: expected a finite number above 0, got 0"),
         (["--methods", "polar:2"], "methods: expected one pose per point, got 'polar:2'"),
     ],

@@ -369,7 +369,7 @@ def test_nothing_usable_is_an_error(tmp_path, capsys):
     arguments = ["generate", str(tmp_path), "-o", str(tmp_path / "d"), "--kind", "A"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "images: expected some with keypoints, got none: 3 unreadable; give larger" in message
+    assert "IMAGES: expected some with keypoints, got none: 3 unreadable; give larger" in message
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_nothing_usable_is_an_error(tmp_path, capsys):
     [
         (["--jobs", "0"], "jobs: expected at least 1, got 0"),
         (["--part", "3/2"], "part: expected i/n with 1 <= i <= n, got 3/2"),
-        (["--held-out", "0.7"], "held_out: expected a share above 0 and below 1/2"),
+        (["--held-out", "0.7"], "--held-out: expected a share above 0 and below 1/2"),
         (["--layout", "spair"], "layout: expected a folder JPEGImages"),
     ],
 )

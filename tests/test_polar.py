@@ -131,7 +131,7 @@ def test_output_shapes(network):
         ({"bins": PoseBins(scale_per_octave=2)}, "grid: expected 4 rows per octave"),
         ({"channels": (16,)}, "grid: expected halo 4 columns"),
         ({"grid": PolarGrid(rows=30, columns=72, halo=6)}, "grid: 30 rows leave 9"),
-        ({"bins": PoseBins(orientation=8)}, "bins: expected at least 9 orientation bins, got 8"),
+        ({"bins": PoseBins(orientation=8)}, "orientation_bins: expected at least 9, got 8"),
     ],
 )
 def test_a_grid_that_does_not_fit_the_bins_is_refused(change, message):

@@ -242,6 +242,23 @@ def test_resume_refuses_other_photographs(texture_folder, copied_run, tmp_path):
         Trainer(other, copied_run, longer(), resume=True)
 
 
+def test_an_interrupted_run_saves_what_it_has_learnt(texture_folder, tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def interrupted(trainer, batch):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    trainer = Trainer(texture_folder, tmp_path, TINY)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert (state["step"], state["keypoints"], state["minutes"]) == (3, 48, trainer.minutes)
+    torch.testing.assert_close(state["network"], trainer.network.state_dict())
+
+
 @pytest.mark.parametrize("failing", ["os.replace", "pathlib.Path.write_bytes"])
 def test_a_killed_save_keeps_the_old_checkpoint(texture_folder, copied_run, monkeypatch, failing):
     before = (copied_run / "checkpoint.pt").read_bytes()
@@ -264,20 +281,26 @@ def test_a_killed_save_keeps_the_old_checkpoint(texture_folder, copied_run, monk
 def test_wrong_folders_are_named(texture_folder, run, tmp_path):
     with pytest.raises(ValueError, match="run: .* already holds a checkpoint"):
         Trainer(texture_folder, run, TINY)
-    with pytest.raises(ValueError, match=r"checkpoint: expected a file, got '.*checkpoint.pt'"):
+    with pytest.raises(
+        ValueError, match="checkpoint: expected .* got .*checkpoint.pt: no such file"
+    ):
         Trainer(texture_folder, tmp_path / "new", TINY, resume=True)
     with pytest.raises(ValueError, match="run: expected a folder, got the file"):
         Trainer(texture_folder, texture_folder / "0.png", TINY)
 
 
-def test_init_begins_with_the_averaged_weights(texture_folder, run, tmp_path):
-    path = run / "checkpoint.pt"
+@pytest.mark.parametrize("name", ["", "checkpoint.pt"])
+def test_init_begins_with_the_averaged_weights(texture_folder, run, tmp_path, name):
+    path = run / name
     trainer = Trainer(texture_folder, tmp_path / "run", dataclasses.replace(TINY, init=str(path)))
-    expected = load_checkpoint(path)["average"]
+    expected = load_checkpoint(run / "checkpoint.pt")["average"]
     torch.testing.assert_close(trainer.network.state_dict(), expected)
     other = dataclasses.replace(TINY, init=str(path), hidden=32)
     with pytest.raises(ValueError, match=f"{path}: expected .*, got one of hidden 64 and not 32"):
         Trainer(texture_folder, tmp_path / "other", other)
+    missing = dataclasses.replace(TINY, init=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="init: expected the folder of a run .*none: no such file"):
+        Trainer(texture_folder, tmp_path / "other", missing)
 
 
 @pytest.mark.parametrize("entry", ["average", "train_config", "scale_offset_octaves"])
@@ -535,7 +558,7 @@ def test_runs_that_began_differently_are_not_averaged(texture_folder, run, ring_
 
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="checkpoint: expected a file"):
+    with pytest.raises(ValueError, match="checkpoint: expected .* got .*missing.pt: no such file"):
         export_checkpoint(tmp_path / "missing.pt", tmp_path / "model.onnx")
     (tmp_path / "foreign.pt").write_bytes(b"foreign")
     with pytest.raises(ValueError, match="is not a training checkpoint"):

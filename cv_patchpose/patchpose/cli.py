@@ -45,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         value = getattr(standard, field)
         default = "twice ceil(1.415 x patch size)" if value is None else value
         parser.add_argument(
-            option, dest=field, type=kind, default=value, metavar=option.lstrip("-").upper(),
+            option, dest=field, type=kind, default=value, metavar="N" if kind is int else "F",
             help=f"{text} ({default})",
         )  # fmt: skip
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="of IMAGES (auto)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
         "--part", type=_part, default=(1, 1), metavar="I/N",
         help="write every N-th shard from the I-th; others run elsewhere on the same folder",

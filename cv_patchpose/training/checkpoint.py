@@ -48,18 +48,24 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint written by the trainer.
 
+    Args:
+        path: Of a checkpoint, or of the folder of a run.
+
     Raises:
         ValueError: Not a file, not a checkpoint, one of another format, or a damaged one.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"checkpoint: expected a file, got {str(path)!r}")
+    expected = "expected the folder of a run of cv-patchpose train, or a checkpoint.pt from it"
+    path = Path(path)
+    if path.is_dir():
+        path /= CHECKPOINT_NAME
+    if not path.is_file():
+        raise ValueError(f"checkpoint: {expected}, got {path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # PyTorch's own text is about its versions, and long.
         raise ValueError(
-            f"checkpoint: {path} is not a training checkpoint; expected the folder of a run of "
-            "cv-patchpose train, or a checkpoint.pt from it"
+            f"checkpoint: {expected}, got {path}, which is not a training checkpoint"
         ) from error
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of format {CHECKPOINT_FORMAT}")
@@ -89,7 +95,7 @@ def saved_config(run: Path | str) -> TrainConfig:
     Raises:
         ValueError: the run holds no checkpoint, or a damaged one.
     """
-    return config_of(load_checkpoint(Path(run) / CHECKPOINT_NAME))
+    return config_of(load_checkpoint(run))
 
 
 def shape_of(state: dict[str, Any]) -> NetworkConfig:

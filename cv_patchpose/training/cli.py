@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import signal
+import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +41,7 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
         "added to the probability in the overlap loss: the larger, the less outliers count",
     ),
     "--reuse": ("reuse", int, "how often the patches of a keypoint are used, on average"),
-    "--init": ("init", str, "checkpoint to begin with"),
+    "--init": ("init", str, "run or checkpoint to begin with"),
     "--teacher": ("teacher", str, "model whose histograms are imitated too, name or ONNX file"),
     "--teacher-weight": (
         "teacher_weight",
@@ -50,6 +55,15 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     ),
 }
 
+
+_METAVARS = {
+    "budget_minutes": "MINUTES",
+    "validate_every_minutes": "MINUTES",
+    "init": "RUN",
+    "teacher": "MODEL",
+}
+_METAVARS_BY_TYPE = {int: "N", float: "F", str: "NAME"}
+_BFLOAT16 = {"auto": None, "yes": True, "no": False}
 
 # The same of SynthesisConfig.
 _VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
@@ -92,13 +106,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", choices=("orientation", "scale", "both"), help="what resnet18 learns (both)"
     )
+    parser.add_argument(
+        "--bfloat16",
+        choices=_BFLOAT16,
+        help="forward pass in bfloat16 (auto: where the processor has it)",
+    )
     for option, (field, kind, text) in (_OPTIONS | _VIEW_OPTIONS).items():
         parser.add_argument(
             option,
             dest=field,
             type=kind,
             default=argparse.SUPPRESS,
-            metavar=option.lstrip("-").upper(),
+            metavar=_METAVARS.get(field, _METAVARS_BY_TYPE[kind]),
             help=f"{text}{_defaults(field)}",
         )
 
@@ -116,19 +135,38 @@ def run(args: argparse.Namespace) -> int:
     for field, target in (("targets", args.target), ("teacher_targets", args.teacher_target)):
         if target:
             given[field] = TARGETS if target == "both" else (target,)
+    if args.bfloat16:
+        given["bfloat16"] = _BFLOAT16[args.bfloat16]
     if "budget_minutes" in given:
         given.setdefault("budget_keypoints", None)
     base = _base_config(args)
-    fields = {field: option for option, (field, _, _) in (_OPTIONS | _VIEW_OPTIONS).items()}
-    with naming(fields):
-        config = dataclasses.replace(
-            base, **given, synthesis=dataclasses.replace(base.synthesis, **views)
-        )
-        trainer = Trainer(args.images, args.output, config, resume=args.resume)
-    checkpoint = trainer.train()
+    config = dataclasses.replace(
+        base, **given, synthesis=dataclasses.replace(base.synthesis, **views)
+    )
+    trainer = Trainer(args.images, args.output, config, resume=args.resume)
+    with _terminated_as_interrupted():
+        try:
+            checkpoint = trainer.train()
+        except KeyboardInterrupt:
+            if trainer.group.leads and trainer.checkpoint_path.exists():
+                print(f"{trainer.checkpoint_path}: --resume continues from here", file=sys.stderr)
+            raise
     if trainer.group.leads:
         print(checkpoint)
     return 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread may set a handler
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _given(args: argparse.Namespace, options: dict[str, tuple[str, type, str]]) -> dict[str, Any]:
@@ -156,6 +194,12 @@ def _base_config(args: argparse.Namespace) -> TrainConfig:
     for name in ("network", "recipe"):
         if getattr(args, name):
             raise ValueError(f"{name}: expected none with --resume, got {getattr(args, name)!r}")
-    from cv_patchpose.training.checkpoint import saved_config
+    from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, saved_config
 
-    return saved_config(args.output)
+    if not (args.output / CHECKPOINT_NAME).is_file():
+        raise ValueError(
+            f"--resume: expected a run with a {CHECKPOINT_NAME}, got {args.output}, where nothing "
+            "was saved; start without --resume"
+        )
+    with naming({"checkpoint": "--resume"}):
+        return saved_config(args.output)

@@ -24,7 +24,6 @@ from cv_patchpose.grids import PolarGrid
 from cv_patchpose.metadata import METADATA_KEY, ModelMetadata
 from cv_patchpose.training.calibration import reference_patches
 from cv_patchpose.training.checkpoint import (
-    CHECKPOINT_NAME,
     average_network,
     load_checkpoint,
     network_of,
@@ -106,7 +105,7 @@ def export_checkpoint(
     if magnification is not None and not 0.0 < magnification < math.inf:
         raise ValueError(f"magnification: expected a finite number above 0, got {magnification!r}")
     sources = [source] if isinstance(source, (str, Path)) else list(source)
-    states = [load_checkpoint(_checkpoint_of(Path(path))) for path in sources]
+    states = [load_checkpoint(path) for path in sources]
     state = states[0]
     logits, shape = _complete_network(states)
     if quantize_on is not None:
@@ -145,10 +144,6 @@ def export_checkpoint(
             _quantize(network, metadata, file, photographs)
         os.replace(file, target)
     return target
-
-
-def _checkpoint_of(source: Path) -> Path:
-    return source / CHECKPOINT_NAME if source.is_dir() else source
 
 
 def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, NetworkConfig]:
@@ -258,7 +253,7 @@ def _import_quantization() -> ModuleType:
     try:
         from cv_patchpose.training import quantization
     except ImportError as error:
-        raise ImportError("quantize_on needs: pip install 'cv-patchpose[cpu]'") from error
+        raise ImportError("eight bits need: pip install 'cv-patchpose[cpu]'") from error
     return quantization
 
 

@@ -30,6 +30,8 @@ def read_rows(path: Path, keypoints: int) -> list[Row]:
             for row in csv.DictReader(file):
                 with contextlib.suppress(TypeError, ValueError):
                     rows.append({name: float(value) for name, value in row.items()})
+    except FileNotFoundError:
+        return []  # stopped before the first validation
     except (OSError, csv.Error) as error:
         _LOGGER.warning("%s: %s", path, error)
     return [row for row in rows if row.get("keypoints", float("inf")) <= keypoints]

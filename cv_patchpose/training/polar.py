@@ -52,7 +52,7 @@ class PolarNetConfig:
         """Check that the grid gives a row and a column to each bin."""
         if self.bins.orientation < REACH:
             raise ValueError(
-                f"bins: expected at least {REACH} orientation bins, got {self.bins.orientation}"
+                f"orientation_bins: expected at least {REACH}, got {self.bins.orientation}"
             )
         if self.grid.columns != self.stride * self.bins.orientation:
             raise ValueError(
@@ -98,7 +98,7 @@ class PolarNetConfig:
         rows_per_octave = stride * bins.scale_per_octave
         if rows_per_octave != int(rows_per_octave):
             raise ValueError(
-                f"bins: expected a whole number of rows per octave with stride {stride}, got "
+                f"scale_bins: expected a whole number of rows per octave with stride {stride}, got "
                 f"{bins.scale_per_octave} bins per octave"
             )
         least = stride * (bins.scale - 1 + 2 * len(channels)) + 2 * stride + 1

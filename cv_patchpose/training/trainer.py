@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cv_patchpose.errors import naming
 from cv_patchpose.files import write_file
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -150,7 +151,8 @@ class Trainer:
 
     def _begin(self) -> None:
         if self.config.init:
-            weights = self._load(self.config.init)["average"]
+            with naming({"checkpoint": "init"}):
+                weights = self._load(self.config.init)["average"]
             self.network.load_state_dict(weights)
             self.average.load_state_dict(weights)
 
@@ -186,6 +188,9 @@ class Trainer:
 
         Returns:
             Path of the last checkpoint.
+
+        Raises:
+            KeyboardInterrupt: Interrupted; what was learnt until then has been saved.
         """
         with (
             _thread_counts(self.config.threads),
@@ -193,7 +198,12 @@ class Trainer:
                 prefetch(self._streams(), depth=4, processes=self.config.workers > 0)
             ) as batches,
         ):
-            self._loop(batches)
+            try:
+                self._loop(batches)
+            except KeyboardInterrupt:
+                if self.group.leads and self.step:
+                    self._save()
+                raise
         self.group.leave()
         return self.checkpoint_path
 
@@ -220,6 +230,9 @@ class Trainer:
                 # One clock for all processes, which must take the same number of steps.
                 self.minutes = self.group.from_leader(self.minutes + (now - mark) / 60)
                 mark = now
+                if self.group.leads and self.step == 1:
+                    self._save()  # a run killed before its first validation can be resumed too
+                    mark = time.monotonic()
                 bar.update(100 * self.progress() - bar.n)
                 if self.minutes >= next_validation or self.progress() >= 1:
                     if self.group.leads:
@@ -269,7 +282,7 @@ class Trainer:
             "orientation_loss": orientation_loss,
             **measure(self.average, batches, self.shape),
         }
-        save_checkpoint(self._state(), self.checkpoint_path)
+        self._save()
         self._log(row)
         kind = next(reversed(batches))
         shown = {"orientation 5 deg": "orientation_within_5_deg"}
@@ -279,6 +292,9 @@ class Trainer:
             for text, metric in shown.items()
             if f"{kind}_{metric}" in row
         )
+
+    def _save(self) -> None:
+        save_checkpoint(self._state(), self.checkpoint_path)
 
     def _log(self, row: Row) -> None:
         self.rows = [old for old in self.rows if old.keys() == row.keys()] + [row]
