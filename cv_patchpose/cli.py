@@ -21,7 +21,7 @@ import cv2
 
 from cv_patchpose import __version__
 from cv_patchpose.assigner import PatchPoseAssigner
-from cv_patchpose.descriptors import DESCRIPTORS
+from cv_patchpose.descriptors import DESCRIPTORS, VARIANTS
 from cv_patchpose.detectors import DETECTORS, detect
 from cv_patchpose.drawing import draw_matches_before_after, draw_poses
 from cv_patchpose.errors import ModelError, naming
@@ -155,7 +155,10 @@ def _declare_assign(parser: argparse.ArgumentParser) -> None:
         "--detector", choices=DETECTORS, default="sift", help="what finds the keypoints (sift)"
     )
     parser.add_argument(
-        "--descriptor", choices=DESCRIPTORS, default="sift", help="what reads the fields (sift)"
+        "--descriptor",
+        choices=(*DESCRIPTORS, *VARIANTS),
+        default="sift",
+        help="what reads the fields (sift)",
     )
     pictures = ", ".join(PICTURE_SUFFIXES)
     parser.add_argument("--picture", type=Path, help=f"also draw the poses: {pictures}")

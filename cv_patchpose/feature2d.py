@@ -42,7 +42,7 @@ class PatchPoseFeature2D:
     Args:
         detector: One of `detectors.DETECTORS`, at OpenCV's settings, with at most 1000 points for
             ORB, GFTT and Harris; or an object with detect(image, mask), such as those of cv2.
-        extractor: One of `descriptors.DESCRIPTORS`, or a cv2 extractor object.
+        extractor: One of `descriptors.DESCRIPTORS` or `VARIANTS`, or a cv2 extractor object.
         assigner: Gives the poses; None: a `PatchPoseAssigner()`. Its own descriptor is not used.
 
     Raises:
@@ -62,7 +62,7 @@ class PatchPoseFeature2D:
         with naming({"name": "extractor", "descriptor": "extractor"}):
             named = isinstance(extractor, str)
             self._extractor = create_extractor(extractor) if named else extractor
-            rule = rule_for(self._extractor)
+            rule = rule_for(extractor)
         self._on_image = rule.keeps_angle and rule.keeps_scale
         if not isinstance(assigner, (PatchPoseAssigner, NoneType)):
             raise TypeError(
@@ -187,7 +187,7 @@ class PatchPoseFeature2D:
         if pixels is None:
             return ()
         found = self._detector.detect(pixels, _check_mask(mask, pixels.shape[:2]))
-        target = self._extractor if self._on_image else "sift"
+        target = self._given["extractor"] if self._on_image else "sift"
         return self._assigner.assign(
             image, tuple(found), descriptor=target, detector=self._known_detector
         )

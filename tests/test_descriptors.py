@@ -10,12 +10,14 @@ import pytest
 from skimage import data
 
 from cv_patchpose import descriptors
-from cv_patchpose.descriptors import DESCRIPTORS, SiftRule, create_extractor, rule_for
+from cv_patchpose.descriptors import DESCRIPTORS, VARIANTS, SiftRule, create_extractor, rule_for
 from cv_patchpose.field_rules import WINDOW
 from cv_patchpose.keypoints import arrays_from_keypoints, keypoints_from_arrays
 
 LAYER_AND_OCTAVE = 0xFFFF  # the third byte is a sub-layer offset that nobody reads
 DROP_NEAR_BORDER = {"orb", "brisk", "brief", "freak", "latch"}
+
+NAMES = (*DESCRIPTORS, *VARIANTS)
 
 
 def cv2_class(name):
@@ -97,7 +99,7 @@ class TestDetectors:
 
 
 class TestEveryDescriptor:
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("shape", [(240, 320), (64, 64), (9, 300)])
     def test_any_size_place_and_angle_can_be_described(self, name, shape):
         height, width = shape
@@ -115,7 +117,7 @@ class TestEveryDescriptor:
         assert len(found) == (0 if rows is None else len(rows))
         assert rows is None or np.isfinite(rows).all()
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_no_row_is_void_inside_the_image(self, name):
         given = arrays_from_keypoints(
             [cv2.KeyPoint(200, 150, s, 30.0) for s in (0.01, 0.5, 1, 4, 15, 60, 400, 1e9)]
@@ -125,7 +127,7 @@ class TestEveryDescriptor:
         _, rows = extractor.compute(image_for(name, (300, 400)), keypoints_from_arrays(written))
         assert rows.any(axis=1).all()
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_the_angle_and_the_size_are_read_as_stated(self, name):
         extractor = create_extractor(name)
         rule = rule_for(extractor)
@@ -138,8 +140,8 @@ class TestEveryDescriptor:
         assert np.array_equal(row(size=8.0, angle=70.0), base) == (not rule.keeps_angle)
         assert np.array_equal(row(size=16.0, angle=0.0), base) == (not rule.keeps_scale)
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
-    @pytest.mark.parametrize("left_by", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("left_by", NAMES)
     def test_what_another_descriptor_left_does_not_matter(self, name, left_by):
         clean = keypoints(4, octave=0, class_id=-1)
         sized = replace(clean, size_px=np.float32([2, 9, 40, 200]))
@@ -151,7 +153,7 @@ class TestEveryDescriptor:
         if not rule.class_id_is_free:
             np.testing.assert_array_equal(found.class_id, expected.class_id)
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_place_response_and_a_free_class_id_stay(self, name):
         given = keypoints()
         rule = rule_for(name)
@@ -161,7 +163,7 @@ class TestEveryDescriptor:
         assert written.size_px.dtype == written.angle_deg.dtype == np.float32
         assert written.octave.dtype == written.class_id.dtype == np.int32
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize(
         ("angle", "expected"), [(-20, 340), (360, 0), (725, 5), (-1e-7, 0), (-360, 0), (-361, 359)]
     )
@@ -170,12 +172,12 @@ class TestEveryDescriptor:
         assert written.angle_deg[0] == pytest.approx(expected, abs=1e-4)
         assert 0 <= written.angle_deg[0] < 360
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_no_angle_stays_none_but_for_daisy_which_raises(self, name):
         written = rule_for(name).write(keypoints(angle=-1), (480, 640))
         assert written.angle_deg[0] == (0 if name == "daisy" else -1)
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_sizes_are_held_between_half_a_pixel_and_the_image(self, name):
         sizes = np.float32([0.01, 0.5, 640, 1e9])
         least, same, longest, most = (
@@ -184,7 +186,7 @@ class TestEveryDescriptor:
         assert least == same > 0
         assert longest == most
 
-    @pytest.mark.parametrize("name", DESCRIPTORS)
+    @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize(
         ("field", "value", "message"),
         [
@@ -271,6 +273,16 @@ class TestSettings:
         rule = rule_for(cv2_class(name).create(**settings))
         assert (rule.keeps_angle, rule.keeps_scale) == (keeps_angle, keeps_scale)
 
+    def test_fine_sift_has_the_same_sizes_an_octave_lower(self, photographs):
+        image = photographs[0]
+        found = arrays_from_keypoints(cv2.SIFT.create().detect(image, None))
+        found = found.take(np.flatnonzero(found.size_px > 4))  # below, there is no lower octave
+        usual, fine = (rule_for(n).write(found, image.shape[:2]) for n in ("sift", "sift-fine"))
+        np.testing.assert_array_equal(fine.size_px, usual.size_px)
+        octaves = [(k.octave & 255).astype(np.int8) for k in (usual, fine)]
+        assert (octaves[0] - octaves[1] == 1).all()
+        np.testing.assert_array_equal(fine.octave >> 8 & 255, usual.octave >> 8 & 255)
+
     def test_affine_keypoints_are_those_of_sift_in_the_first_view(self):
         image = texture((200, 300))
         sift, given = cv2.SIFT.create(), keypoints(x=150, y=100, size=6.4, angle=30)
@@ -295,7 +307,7 @@ class TestErrors:
         [("surf", "'surf'"), ("SIFT", "'SIFT'"), (3, "int"), (cv2.ORB, "type"), (None, "NoneType")],
     )
     def test_others_are_refused_with_the_accepted_ones(self, wrong, named):
-        message = f"descriptor: expected one of sift, orb, .*affine or its cv2 object, got {named}"
+        message = f"descriptor: expected one of sift, .*, sift-fine or its cv2 object, got {named}"
         with pytest.raises(ValueError, match=message):
             rule_for(wrong)
 

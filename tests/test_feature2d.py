@@ -351,3 +351,15 @@ def test_its_poses_serve_the_pose_aware_matchers(turned_pair):
         miss_px = np.linalg.norm(cv2.perspectiveTransform(source, homography) - target, axis=2)
         assert np.sum(miss_px < 3) >= 40
         assert np.mean(miss_px < 3) > 0.7
+
+
+def test_a_variant_of_a_descriptor_is_written_as_its_name_says(photograph):
+    usual, fine = (PatchPoseFeature2D("sift", name) for name in ("sift", "sift-fine"))
+    keypoints = {f: f.detect(photograph, None) for f in (usual, fine)}
+    sizes = [np.array([k.size for k in keypoints[f]]) for f in (usual, fine)]
+    np.testing.assert_array_equal(*sizes)
+    large = np.flatnonzero(sizes[0] > 5)
+    octaves = [np.uint8([keypoints[f][i].octave & 255 for i in large]) for f in (usual, fine)]
+    octaves = [octave.astype(np.int8) for octave in octaves]
+    assert len(large) > 50
+    assert (octaves[0] - octaves[1] == 1).all()

@@ -20,7 +20,7 @@ from cv_patchpose.evaluation.patch_descriptors import PATCH_DESCRIPTORS, load_pa
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.rectified import describe
 
-DESCRIPTORS = (*descriptors.DESCRIPTORS, *PATCH_DESCRIPTORS)
+DESCRIPTORS = (*descriptors.DESCRIPTORS, *descriptors.VARIANTS, *PATCH_DESCRIPTORS)
 # ORB builds a level for every octave up to the largest: SIFT's packed ones ask for 66 GB. No image
 # has this many levels of 1.2.
 _MOST_ORB_LEVELS = 64
@@ -83,7 +83,7 @@ def describe_keypoints(
         return Features(none, np.empty((0, 1), np.uint8), refused=True)
     if rows is None:
         return Features(none, np.empty((0, 1), np.uint8))
-    if descriptor == "sift":
+    if descriptor in ("sift", "sift-fine"):
         rows = _root(rows)
     # KAZE makes NaN of some levels
     return Features(arrays_from_keypoints(described), np.nan_to_num(rows, copy=False))

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.descriptors import DESCRIPTORS
+from cv_patchpose.descriptors import DESCRIPTORS, VARIANTS
 from cv_patchpose.evaluation.detection import Detections
 from cv_patchpose.keypoints import KeypointArrays
 
@@ -85,4 +85,5 @@ class MethodSettings:
 
 def fields_target(descriptor: str, route: Route) -> str:
     """Name the descriptor for which fields are written: SIFT, whose sizes patches take, or it."""
-    return descriptor if route == "fields" and descriptor in DESCRIPTORS else "sift"
+    known = (*DESCRIPTORS, *VARIANTS)
+    return descriptor if route == "fields" and descriptor in known else "sift"
