@@ -77,8 +77,10 @@ $(VENV)/.tools: constraints.txt
 
 $(VENV)/.demo: $(VENV)/.tools $(SOURCES)
 	@echo 'Installing cv-patchpose[cpu] into $(VENV)'
-	@$(call INSTALL,cpu) scikit-image 2>/dev/null || { \
-	    echo 'The C++ kernel does not build (make setup shows why): going on without it, slower'; \
+	@$(call INSTALL,cpu) scikit-image >$(VENV)/demo.log 2>&1 || { \
+	    tail -n 20 $(VENV)/demo.log; \
+	    echo 'Installing failed: see above, or all of $(VENV)/demo.log'; \
+	    echo 'Trying without the C++ kernel, which is slower but needs no compiler'; \
 	    PATCHPOSE_PURE_PYTHON=1 $(call INSTALL,cpu) scikit-image; }
 	@$(ENSURE_CV2)
 	@touch $@

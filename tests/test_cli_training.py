@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,6 +63,22 @@ def test_bfloat16_is_chosen(texture_folder, tmp_path, given, value):
     assert call("train", texture_folder, "-o", tmp_path / "run", *options) == 0
     config = load_checkpoint(tmp_path / "run/checkpoint.pt")["train_config"]
     assert config["bfloat16"] is value
+
+
+def test_progress_tells_the_time_left_and_the_accuracy(texture_folder, tmp_path, capsys):
+    options = (*TINY, "--validate-every", 1e-6)  # after each step
+    assert call("train", texture_folder, "-o", tmp_path / "run", *options) == 0
+    bar = re.compile(
+        r"train +(?P<share>[\d.]+)%\|.*\| (?P<spent>\d\d:\d\d)<(?P<left>\d\d:\d\d) *"
+        r", orientation 5 deg (?P<orientation>[\d.]+) %, scale 1/6 octave (?P<scale>[\d.]+) %"
+    )
+    told = [found for part in capsys.readouterr().err.split("\r") if (found := bar.match(part))]
+    assert float(told[-1]["share"]) == 100
+    assert told[-1]["left"] == "00:00"
+    row = (tmp_path / "run/log.csv").read_text().splitlines()
+    last = dict(zip(row[0].split(","), map(float, row[-1].split(",")), strict=True))
+    assert float(told[-1]["orientation"]) == round(last["spoilt_orientation_within_5_deg"], 1)
+    assert float(told[-1]["scale"]) == round(last["spoilt_scale_within_1_6_octave"], 1)
 
 
 def test_a_budget_in_minutes_replaces_one_in_keypoints(texture_folder, run):

@@ -91,6 +91,29 @@ def test_conventions_page_and_tests_name_each_other():
     assert {pair for pair in defined if pair[1].startswith("test_convention_")} <= named
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_demo_shows_why_installing_failed_and_goes_on(tmp_path):
+    """With a Python in place of the environment's that cannot install what is to be compiled."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        '[ -n "$PATCHPOSE_PURE_PYTHON" ] || [ "$2" != pip ] || {\n'
+        "    seq 100; echo 'no space left' >&2; exit 1\n"
+        "}\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / ".tools").touch()
+    command = ["make", f"VENV={tmp_path}", str(tmp_path / ".demo")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no space left\n" in done.stdout
+    assert f"see above, or all of {tmp_path}/demo.log" in done.stdout
+    assert "\n50\n" not in done.stdout
+    assert "\n50\n" in (tmp_path / "demo.log").read_text()
+    assert (tmp_path / ".demo").exists()
+
+
 def test_imports_without_the_extension(tmp_path):
     code = "import sys; sys.modules['cv_patchpose._core'] = None; import cv_patchpose"
     _run("-c", code, cwd=tmp_path)

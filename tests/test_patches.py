@@ -9,6 +9,8 @@ import platform
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -460,3 +462,38 @@ def test_images_and_grids_in_the_wrong_place_are_named(sample, grid, other):
     message = f"grid: expected a {type(grid).__name__}, got {type(other).__name__}"
     with pytest.raises(TypeError, match=message):
         sample(build_pyramid(image), [[5, 5]], [4], [0], other)
+
+
+def sample_many_polar(pyramid, xy, window, angle):
+    sample_polar(pyramid, xy, window, angle, PolarGrid(), num_threads=1)
+
+
+def sample_many_square(pyramid, xy, window, angle):
+    sample_square(pyramid, xy, window, angle, SquareGrid(size=48), num_threads=1)
+
+
+@needs_kernel
+@pytest.mark.parametrize("sample", [sample_many_polar, sample_many_square])
+def test_python_goes_on_in_other_threads_while_patches_are_sampled(sample):
+    """As it must for threads that make batches. Around the kernel Python's own steps are short."""
+    ticks, ended = [], threading.Event()
+
+    def tick():
+        while not ended.wait(1e-3):
+            ticks.append(time.perf_counter())
+
+    def ticks_halfway():
+        begin = time.perf_counter()
+        sample(pyramid, *many)
+        quarter = (time.perf_counter() - begin) / 4
+        return sum(begin + quarter < moment < begin + 3 * quarter for moment in ticks)
+
+    pyramid, many = build_pyramid(noise(512, 512)), keypoints(10_000, 512, 512)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        # More than once, as a busy machine may let the other thread wait.
+        assert any(ticks_halfway() for _ in range(5))
+    finally:
+        ended.set()
+        thread.join()

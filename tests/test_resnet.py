@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
+import shutil
 
 import cv2
 import numpy as np
@@ -249,7 +250,8 @@ def test_the_pair_poses_keypoints(pair):
 
 def test_one_network_is_not_enough_and_two_of_a_kind_are_too_many(runs, tmp_path, capsys):
     out = tmp_path / "model.onnx"
-    for sources in ([runs / "scale"], [runs / "scale", runs / "scale"]):
+    another = shutil.copytree(runs / "scale", tmp_path / "another")
+    for sources in ([runs / "scale"], [runs / "scale", another]):
         with pytest.raises(ValueError, match="source: expected a network for the orientation and"):
             export_checkpoint(sources, out)
     assert not out.exists()

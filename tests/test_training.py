@@ -21,7 +21,7 @@ from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
 from cv_patchpose.histograms import PoseBins, PoseHistograms  # noqa: E402
 from cv_patchpose.patches import build_pyramid, sample_patches  # noqa: E402
-from cv_patchpose.training import calibration  # noqa: E402
+from cv_patchpose.training import calibration, curves  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
 from cv_patchpose.training.checkpoint import (  # noqa: E402
     average_network,
@@ -543,11 +543,33 @@ def test_runs_with_one_beginning_are_averaged(texture_folder, run, tmp_path):
     assert estimator.metadata.training["averaged_2"]["recipe"]["seed"] == 1
 
 
+@pytest.mark.parametrize("again", ["", "checkpoint.pt", "../run0"])
+def test_a_run_is_not_averaged_with_itself(run, tmp_path, again):
+    repeated = run / again.replace("run0", run.name)
+    message = f"source: expected each run once, got {repeated} again"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_checkpoint([run, repeated], tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("losses", [(3.0, 3.0), (3.4, 1.0), (float("nan"), 1.0)])
+def test_the_highest_loss_keeps_off_the_frame(tmp_path, monkeypatch, losses):
+    figures = []
+    monkeypatch.setattr(curves.plt, "close", figures.append)
+    rows = [
+        {"keypoints": 1000.0 * i, "scale_loss": 0.0, "orientation_loss": loss}
+        for i, loss in enumerate(losses)
+    ]
+    curves.draw_curves(rows, tmp_path / "curves.png")
+    low, high = figures[0].axes[0].get_ylim()
+    assert low == 0
+    assert high > 1.09 * np.nanmax(losses)
+
+
 def test_runs_that_began_differently_are_not_averaged(texture_folder, run, ring_run, tmp_path):
     other = tmp_path / "other"
     Trainer(texture_folder, other, dataclasses.replace(TINY, seed=5)).train()
     with pytest.raises(ValueError, match="source: expected runs that began with the same weights"):
-        export_checkpoint([run, run, other], tmp_path / "model.onnx")
+        export_checkpoint([run, other], tmp_path / "model.onnx")
     wider = load_checkpoint(run / "checkpoint.pt")
     wider["train_config"]["synthesis"]["magnification"] = 21.0
     with pytest.raises(ValueError, match="source: expected runs of one magnification, got 18 and"):

@@ -46,7 +46,8 @@ def draw_curves(rows: Sequence[Row], picture: Path) -> None:
     for name in (loss for loss in _LOSSES if any(columns[loss])):
         axes[0].plot(seen, columns[name], marker=".", label=name.replace("_", " "))
     axes[0].set_title("training loss, nats")
-    axes[0].set_ylim(bottom=0)  # a loss that stays must not look as if it fell
+    # From 0, as a loss that stays must not look as if it fell; the highest keeps off the frame.
+    axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])
     for axis, (title, metrics) in zip(axes[1:], panels.items(), strict=True):
         for number, metric in enumerate(metrics):
             for kind, style in _STYLES.items():

@@ -24,6 +24,7 @@ from cv_patchpose.grids import PolarGrid
 from cv_patchpose.metadata import METADATA_KEY, ModelMetadata
 from cv_patchpose.training.calibration import reference_patches
 from cv_patchpose.training.checkpoint import (
+    CHECKPOINT_NAME,
     average_network,
     load_checkpoint,
     network_of,
@@ -96,8 +97,8 @@ def export_checkpoint(
 
     Raises:
         ValueError: The source is no checkpoint, or lacks one of the two histograms; runs that do
-            not go together; a magnification that is not positive; or eight bits are asked for of
-            another network, or without photographs.
+            not go together, or one named twice; a magnification that is not positive; or eight
+            bits are asked for of another network, or without photographs.
         ImportError: Eight bits are asked for without ONNX Runtime.
         ModelError: The exported model does not agree with PyTorch.
         OSError: The output cannot be written.
@@ -105,6 +106,7 @@ def export_checkpoint(
     if magnification is not None and not 0.0 < magnification < math.inf:
         raise ValueError(f"magnification: expected a finite number above 0, got {magnification!r}")
     sources = [source] if isinstance(source, (str, Path)) else list(source)
+    _refuse_repeated(sources)
     states = [load_checkpoint(path) for path in sources]
     state = states[0]
     logits, shape = _complete_network(states)
@@ -144,6 +146,18 @@ def export_checkpoint(
             _quantize(network, metadata, file, photographs)
         os.replace(file, target)
     return target
+
+
+def _refuse_repeated(sources: Sequence[Path | str]) -> None:
+    """Refuse a run named twice, which would count double in an average."""
+    seen: set[Path] = set()
+    for source in sources:
+        folder = Path(source).resolve()
+        if folder.name == CHECKPOINT_NAME:
+            folder = folder.parent
+        if folder in seen:
+            raise ValueError(f"source: expected each run once, got {source} again")
+        seen.add(folder)
 
 
 def _complete_network(states: Sequence[dict[str, Any]]) -> tuple[nn.Module, NetworkConfig]:
