@@ -283,14 +283,16 @@ def _posterior_scales(
         rows = slice(first, first + _BLAS_ROWS)
         np.matmul(log_probability[rows], weights, out=log_posterior[rows])
     narrowness = (1 / np.maximum(sigma, _NARROWEST_SIGMA)).astype(np.float32)[:, None]
+    if (narrowness == narrowness[0]).all():  # as is usual: one row of them will do
+        narrowness = narrowness[:1]
     log_posterior -= np.float32(0.5) * (grid * narrowness) ** 2
     log_posterior -= log_posterior.max(1, keepdims=True)
     posterior = np.exp(log_posterior, out=log_posterior)
-    posterior /= posterior.sum(1, keepdims=True)
-    mean = np.einsum("ng,g->n", posterior, grid)
+    total = posterior.sum(1)
+    mean = np.einsum("ng,g->n", posterior, grid) / total
     near = np.abs(grid - mean[:, None]) <= 1.5 / bins.scale_per_octave
-    mass = (posterior * near).sum(1, dtype=np.float64)
-    return mean.astype(np.float64), np.minimum(mass, 1.0)
+    mass = np.einsum("ng,ng->n", posterior, near.astype(np.float32)) / total
+    return mean.astype(np.float64), np.minimum(mass, 1.0).astype(np.float64)
 
 
 @lru_cache(maxsize=64)
