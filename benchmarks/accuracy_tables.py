@@ -95,7 +95,16 @@ TABLES: dict[str, tuple[dict[str, str], list[Column]]] = {
         POSES,
         [
             _count("keypoints", "matching", "keypoints"),
+            _count("matches", "matching", "matches"),
             *_matching("matching", "matching-turned", (1, 3, 5)),
+        ],
+    ),
+    "fine": (
+        POSES,
+        [
+            _count("keypoints", "matching-fine", "keypoints"),
+            _count("matches", "matching-fine", "matches"),
+            *_matching("matching-fine", "matching-fine-turned", (3,)),
         ],
     ),
     "corners": (

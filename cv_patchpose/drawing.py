@@ -17,6 +17,7 @@ Picture: TypeAlias = NDArray[np.uint8]
 _SHIFT = 4  # fractional bits of the places handed to OpenCV
 _POSE_COLOR = (80, 220, 60)
 _INK, _PAPER = (38, 34, 32), (255, 255, 255)
+_SHARED_COLOR = (190, 190, 190)
 _FAINT_INK = (130, 122, 118)
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _CELL_HEIGHT_PX, _CELL_WIDTH_PX = 480, 720
@@ -57,8 +58,8 @@ def draw_matches_before_after(
 ) -> Picture:
     """Draw the matches of two ways to pose the same keypoints, one row below the other.
 
-    Each row has a caption with the counts and the two images side by side; lines join the inliers,
-    coloured by their place in image 1.
+    Each row has a caption with the counts and the two images side by side. Lines join the inliers
+    that the other row lacks, coloured by their place in image 1; those of both rows are grey dots.
 
     Args:
         image1: (H, W) or BGR, uint8; not changed.
@@ -72,10 +73,10 @@ def draw_matches_before_after(
         (H', W', 3) uint8, BGR.
     """
     rows = []
-    for title, matches in zip(titles, (before, after), strict=True):
+    for title, matches, other in zip(titles, (before, after), (after, before), strict=True):
         images, corners, zooms = _side_by_side(_soften(image1), _soften(image2))
-        _draw_inliers(images, matches, corners, zooms)
-        rows += [_caption(title, matches, counted, images.shape[1]), images]
+        _draw_inliers(images, matches, other, corners, zooms)
+        rows += [_caption(title, matches, other, counted, images.shape[1]), images]
     width = rows[0].shape[1]
     rows.append(np.full((_GAP_PX, width, 3), _PAPER, np.uint8))
     picture = np.concatenate(rows)
@@ -125,10 +126,18 @@ def _side_by_side(
 
 
 def _draw_inliers(
-    canvas: Picture, matches: Matches, corners: NDArray[np.float64], zooms: tuple[float, float]
+    canvas: Picture,
+    matches: Matches,
+    other: Matches,
+    corners: NDArray[np.float64],
+    zooms: tuple[float, float],
 ) -> None:
-    start = _in_cell(matches.xy1_px[matches.inlier], zooms[0], corners[0])
-    end = _in_cell(matches.xy2_px[matches.inlier], zooms[1], corners[1])
+    gained = _gained(matches, other)
+    for xy_px, zoom, corner in zip((matches.xy1_px, matches.xy2_px), zooms, corners, strict=True):
+        for place in _in_cell(xy_px[matches.inlier & ~gained], zoom, corner):
+            _draw_circle(canvas, place, 2.0, _SHARED_COLOR, -1)
+    start = _in_cell(matches.xy1_px[gained], zooms[0], corners[0])
+    end = _in_cell(matches.xy2_px[gained], zooms[1], corners[1])
     if not len(start):
         return
     colors = _rainbow(start[:, 0] + 0.5 * start[:, 1])
@@ -140,6 +149,14 @@ def _draw_inliers(
     for a, b, color in zip(start, end, colors, strict=True):
         _draw_circle(canvas, a, 2.0, color, -1)
         _draw_circle(canvas, b, 2.0, color, -1)
+
+
+def _gained(matches: Matches, other: Matches) -> NDArray[np.bool_]:
+    """(M,) bool: inliers that the other matches do not have, or not as such."""
+    both = [np.column_stack([m.xy1_px, m.xy2_px]) for m in (matches, other)]
+    known = set(map(tuple, both[1][other.inlier].tolist()))
+    new = [tuple(place) not in known for place in both[0].tolist()]
+    return matches.inlier & np.array(new, np.bool_)
 
 
 def _in_cell(
@@ -156,11 +173,12 @@ def _rainbow(values: NDArray[np.float64]) -> list[tuple[int, ...]]:
     return [tuple(color) for color in cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[:, 0].tolist()]
 
 
-def _caption(title: str, matches: Matches, counted: str, width: int) -> Picture:
+def _caption(title: str, matches: Matches, other: Matches, counted: str, width: int) -> Picture:
     strip = np.full((_CAPTION_PX, width, 3), _PAPER, np.uint8)
     first, second = matches.keypoints
     baseline = _CAPTION_PX - 18
-    inliers = f"{int(matches.inlier.sum())} {counted}"
+    gained = int(_gained(matches, other).sum())
+    inliers = f"{int(matches.inlier.sum())} {counted}, {gained} of them only here"
     details = f"{first} + {second} keypoints, {len(matches)} matches,"
     scale = min(0.8, 0.8 * width / _text_width(f"{title}   {details} {inliers}", 0.8))
     cv2.putText(strip, title, (0, baseline), _FONT, scale, _INK, 1, cv2.LINE_AA)

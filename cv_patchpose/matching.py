@@ -65,6 +65,8 @@ def match_keypoints(
 ) -> Matches:
     """Describe and match posed keypoints and find the matches that agree.
 
+    Keypoints that are at one place, with several poses, and match one place count once.
+
     Args:
         image1: (H, W) or BGR, uint8.
         keypoints1: Of image 1, with the fields SIFT reads.
@@ -79,6 +81,9 @@ def match_keypoints(
     xy2_px, descriptors2 = describe_root_sift(image2, keypoints2)
     index = match_mutual(descriptors1, descriptors2)
     xy1_px, xy2_px = xy1_px[index[:, 0]], xy2_px[index[:, 1]]
+    _, first = np.unique(np.column_stack([xy1_px, xy2_px]), axis=0, return_index=True)
+    kept = np.sort(first)
+    xy1_px, xy2_px = xy1_px[kept], xy2_px[kept]
     return Matches(
         keypoints=(len(descriptors1), len(descriptors2)),
         xy1_px=xy1_px,

@@ -76,3 +76,13 @@ def test_no_matches_at_all():
     )
     image = np.zeros((50, 60), np.uint8)
     assert draw_matches_before_after(image, image, none, none).size
+
+
+def test_lines_join_what_the_other_row_lacks():
+    image = np.full((100, 150), 120, np.uint8)
+    shared = draw_matches_before_after(image, image, matches([True, True]), matches([True, True]))
+    assert np.ptp(shared, axis=2).max() < 30  # grey dots and ink
+    assert (shared == 190).all(axis=2).any()
+    one = draw_matches_before_after(image, image, matches([True, False]), matches([True, True]))
+    upper, lower = (np.ptp(half, axis=2).max() for half in np.array_split(one, 2))
+    assert upper < 30 < lower

@@ -56,6 +56,19 @@ def test_unknown_geometry():
         find_inliers(np.zeros((9, 2)), np.zeros((9, 2)), geometry="affine")
 
 
+def test_a_place_matched_with_several_poses_counts_once(photograph):
+    one = cv2.SIFT.create(nfeatures=300).detect(photograph)
+    places = {k.pt: k for k in one}
+    twice = [
+        cv2.KeyPoint(*k.pt, k.size, (k.angle + turn) % 360, k.response, k.octave)
+        for k in places.values()
+        for turn in (0, 90)
+    ]
+    matches = match_keypoints(photograph, twice, photograph, twice)
+    assert matches.keypoints == (len(twice), len(twice))
+    assert len(matches) == len(places)
+
+
 def test_an_image_matches_itself(photograph):
     keypoints = detect(photograph, "sift", 200)
     matches = match_keypoints(photograph, keypoints, photograph, keypoints)
