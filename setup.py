@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import cmake
@@ -36,8 +37,12 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
-        # "-arch x86_64 -arch arm64" is for setuptools' own compiler; the wheel's tag promises both.
-        if architectures := re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", "")):
+        # "-arch x86_64 -arch arm64" is for setuptools' own compiler. Without it the wheel's tag
+        # promises what Python itself was built for.
+        architectures = re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", ""))
+        if not architectures and sysconfig.get_platform().endswith("universal2"):
+            architectures = ["x86_64", "arm64"]
+        if architectures:
             options["CMAKE_OSX_ARCHITECTURES"] = ";".join(architectures)
         defines = [f"-D{name}={value}" for name, value in options.items()]
         # --fresh: a cache left by an isolated build names a ninja that is gone.

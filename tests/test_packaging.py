@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -119,14 +120,19 @@ def test_imports_without_the_extension(tmp_path):
     _run("-c", code, cwd=tmp_path)
 
 
-def test_a_wheel_for_two_processors_is_compiled_for_both(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "platform"),
+    [("-arch x86_64 -arch arm64", "macosx-11.0-x86_64"), ("", "macosx-10.13-universal2")],
+)
+def test_a_wheel_for_two_processors_is_compiled_for_both(monkeypatch, tmp_path, flags, platform):
     for module in ("pybind11", "cmake", "ninja"):
         pytest.importorskip(module)
     setuptools = pytest.importorskip("setuptools")
     commands = []
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
-    monkeypatch.setenv("ARCHFLAGS", "-arch x86_64 -arch arm64")
+    monkeypatch.setenv("ARCHFLAGS", flags)
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: platform)
     build = runpy.run_path(str(ROOT / "setup.py"))["CMakeBuild"](setuptools.Distribution())
     build.build_lib = build.build_temp = str(tmp_path)
     build.ensure_finalized()
