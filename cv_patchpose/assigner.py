@@ -137,8 +137,7 @@ class PatchPoseAssigner:
         Args:
             image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32; array or cv2.UMat.
                 uint16 images that span less than a quarter of their range (10 or 12 bits, thermal)
-                and float32 ones that do, or go beyond [0, 1], are stretched; "resnet18" refuses
-                the latter.
+                and float32 ones that do, or go beyond [0, 1], are stretched.
             keypoints: List or tuple of N cv2.KeyPoint on the image; not changed.
             descriptor: Another one than the constructor's for these keypoints.
             detector: Likewise.
@@ -237,9 +236,7 @@ class PatchPoseAssigner:
         self, image: Any, keypoints: Sequence[cv2.KeyPoint]
     ) -> tuple[ImagePyramid, KeypointArrays]:
         metadata = self._estimator.metadata
-        if metadata.standardize:
-            image = stretch_contrast(image)
-        pyramid = build_pyramid(image, color=metadata.color)
+        pyramid = build_pyramid(stretch_contrast(image), color=metadata.color)
         if not metadata.standardize:  # such a model knows no other contrast
             check_unit_range(pyramid.levels[0])
         return pyramid, arrays_from_keypoints(keypoints, image_size=_image_size(pyramid))

@@ -15,7 +15,7 @@ from cv_patchpose.descriptors import create_extractor, rule_for
 from cv_patchpose.detectors import create_detector, detector_traits
 from cv_patchpose.errors import naming
 from cv_patchpose.keypoints import arrays_from_keypoints
-from cv_patchpose.pyramid import check_unit_range, read_pixels
+from cv_patchpose.pyramid import check_unit_range, read_pixels, stretch_contrast
 from cv_patchpose.rectified import describe
 
 _MAX_POINTS = 1000  # of the detectors that need a number, by name
@@ -33,9 +33,10 @@ class PatchPoseFeature2D:
     Extractors that read both size and angle run on the image. The others describe patches that
     have been turned and scaled beforehand, see `describe`, and so get the learned pose as well.
 
-    Images are bool, uint8, uint16 or float32 in [0, 1]; grey, BGR or BGRA; arrays or cv2.UMat. The
-    model sees them as they are, detectors and extractors 8 bits of them. They are not written to.
-    Masks are uint8 and of the image's size; detectors look where they are not 0.
+    Images are bool, uint8, uint16 or float32; grey, BGR or BGRA; arrays or cv2.UMat. They are
+    stretched as for `PatchPoseAssigner.assign`; detectors and extractors see 8 bits of them. They
+    are not written to. Masks are uint8 and of the image's size; detectors look where they are not
+    0.
 
     Not changed by use. Can be pickled and copied if detector and extractor are given by name.
 
@@ -234,7 +235,7 @@ def _to_8_bits(image: Any) -> NDArray[np.uint8] | None:
     given: Any = image.get() if isinstance(image, cv2.UMat) else image
     if given is None or (isinstance(given, np.ndarray) and given.size == 0):
         return None
-    array = read_pixels(given)
+    array = read_pixels(stretch_contrast(given))
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:

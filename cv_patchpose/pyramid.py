@@ -115,7 +115,7 @@ def stretch_contrast(image: object) -> object:
         return image
     gain = full / (high - low)
     stretched = (array[..., :3] if array.ndim == 3 else array).astype(np.float32)
-    stretched = (stretched - np.float32(low)) * np.float32(gain)
+    stretched = np.clip((stretched - np.float32(low)) * np.float32(gain), 0, np.float32(full))
     return stretched if full == 1 else np.rint(stretched).astype(np.uint16)
 
 

@@ -17,7 +17,7 @@ from cv_patchpose.field_rules import WINDOW
 from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import ImagePyramid, SquareGrid, build_pyramid, sample_square
-from cv_patchpose.pyramid import check_unit_range
+from cv_patchpose.pyramid import stretch_contrast
 
 _MOSAIC_PX = 1 << 19  # pixels of a mosaic, which bounds memory: DAISY takes some 150 bytes for each
 _BORDER_PX = 32  # around a mosaic, for extractors that drop keypoints near the border
@@ -65,8 +65,8 @@ def describe(
     own on the patch. The rows resemble but do not equal those of compute(): match like with like.
 
     Args:
-        image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32 in [0, 1]; array or
-            cv2.UMat. Beyond it, its border is replicated.
+        image: (H, W), (H, W, 1), BGR or BGRA; uint8, uint16 or float32, stretched as for
+            `PatchPoseAssigner.assign`; array or cv2.UMat. Beyond it, its border is replicated.
         keypoints: List or tuple of N cv2.KeyPoint on the image, with sizes as SIFT defines them
             (twice the sigma; windows six times as wide) and angles clockwise in degrees; -1, which
             means none, is taken as 0. Not changed.
@@ -84,8 +84,7 @@ def describe(
     """
     with naming({"name": "extractor", "descriptor": "extractor"}):
         view = _view_of(create_extractor(extractor) if isinstance(extractor, str) else extractor)
-    pyramid = build_pyramid(image, color=view.color)
-    check_unit_range(pyramid.levels[0])
+    pyramid = build_pyramid(stretch_contrast(image), color=view.color)
     height, width = pyramid.levels[0].shape[:2]
     arrays = arrays_from_keypoints(keypoints, image_size=(height, width))
     if len(arrays) == 0:

@@ -470,12 +470,19 @@ class TestImages:
         with pytest.raises(ValueError, match="image: expected"):
             assigner.assign(image, [])
 
-    def test_models_that_do_not_standardise_need_values_from_0_to_1(self, photograph):
-        image, given = photograph.astype(np.float32), [point(x=300.0, y=200.0)]
-        with pytest.raises(ValueError, match=r"image: expected float32 values in \[0, 1\], got 0"):
-            PatchPoseAssigner("resnet18").assign(image, given)
-        one, other = (PatchPoseAssigner().assign(i, given)[0] for i in (image, image / 255))
+    @pytest.mark.parametrize("model", ["polar", "resnet18"])
+    def test_floats_may_have_any_range(self, photograph, model):
+        image = cv2.normalize(photograph, None, 0, 255, cv2.NORM_MINMAX).astype(np.float32)
+        assigner, given = PatchPoseAssigner(model), [point(x=300.0, y=200.0)]
+        one, other = (assigner.assign(i, given)[0] for i in (image, image / 255))
         np.testing.assert_allclose(fields(one), fields(other), rtol=0.01)
+
+    def test_values_beyond_the_range_that_cannot_be_stretched_are_refused(self):
+        image = np.full((90, 90, 3), 255, np.float32)
+        with pytest.raises(
+            ValueError, match=r"image: expected float32 values in \[0, 1\], got 255"
+        ):
+            PatchPoseAssigner("resnet18").assign(image, [point(x=40.0, y=40.0)])
 
     def test_keypoints_must_lie_on_it(self, assigner):
         with pytest.raises(ValueError, match="keypoints: expected centres on the 241 x 241 image"):

@@ -190,6 +190,13 @@ class TestImages:
             assert np.isclose(rows, expected_rows, atol=0.02).mean() > 0.9, kind
             np.testing.assert_array_equal(image, before)
 
+    @pytest.mark.parametrize("convert", [lambda i: i.astype(np.uint16) * 4, np.float32])
+    def test_other_ranges_are_stretched(self, assigner, gray, convert):
+        feature = PatchPoseFeature2D("sift", "sift", assigner)
+        image = cv2.normalize(gray, None, 0, 255, cv2.NORM_MINMAX)
+        found, expected = feature.detect(convert(image)), feature.detect(image)
+        assert [k.pt for k in found] == [k.pt for k in expected] != []
+
     def test_bool(self, assigner):
         disc = cv2.circle(np.zeros((120, 120), np.uint8), (60, 60), 15, 1, -1)
         feature = PatchPoseFeature2D("sift", "sift", assigner)
