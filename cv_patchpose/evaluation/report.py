@@ -20,6 +20,7 @@ import cv2
 from cv_patchpose.evaluation.samples import Sample
 
 _PACKAGES = ("cv-patchpose", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "kornia")
+_MEASURED = ("cv_patchpose", "cpp", "models/*.onnx")  # what results depend on, from the root
 _LISTED_ELSEWHERE = (
     *("mma_2", "mma_4", "mma_6", "mma_7", "mma_8", "mma_9", "mma_10"),
     *("pairs_", "seconds_"),
@@ -64,13 +65,21 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Name the commit of the checkout that the package is run from, None without one."""
+    """Name the commit of the checkout that the package is run from, None without one.
+
+    It is "-dirty" where code or models differ from the commit, whatever pages or results do.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    git = ["git", "-C", str(root)]
+    done = subprocess.run(
+        [*git, "describe", "--always"], capture_output=True, text=True, check=False
+    )
+    if not (commit := done.stdout.strip()):
+        return None
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *_MEASURED], check=False)
+    return f"{commit}-dirty" if changed.returncode else commit
 
 
 def format_json(content: Mapping[str, Any]) -> str:
