@@ -157,9 +157,9 @@ def describe_methods(measured: Measured) -> str:
     return (
         "`detector` is the detector's own pose with one orientation: the first in OpenCV's list, "
         "which is the smallest angle, not the strongest; `detector-all` is all of them, SIFT as it "
-        "is mostly used. Key.Net measures no angle: there both are SIFT's gradient rule. `upright` "
-        "and `affnet` know that the photographs are upright, the latter adds AffNet's affine "
-        "shape, which patch descriptors (HardTFeat) see and SIFT does not. `polar` is ours, "
+        "is mostly used. Key.Net measures no angle: there `detector` is SIFT's gradient rule. "
+        "`upright` and `affnet` know that the photographs are upright, the latter adds AffNet's "
+        "affine shape, which patch descriptors (HardTFeat) see and SIFT does not. `polar` is ours, "
         f"`polar:2` with up to two poses{angle}, `polar-large` the larger model; `resnet18` is the "
         "paper's network, trained here, and counts as a baseline. Below each table `polar` is "
         "compared with every baseline.\n"

@@ -117,13 +117,21 @@ def tables() -> list[Table]:
             f"--max-keypoints {options}",
             "--random-turn",
             TWO_VIEW,
-            FEWER_METHODS,
+            methods,
         )
-        for title, options in (
-            ("2,048 SIFT keypoints, AdaLAM", "2048 --matcher adalam"),
-            ("2,048 SIFT keypoints, mutual nearest neighbours", "2048 --matcher mutual"),
-            ("1,024 SIFT keypoints, AdaLAM", "1024 --matcher adalam"),
-            ("2,048 Key.Net keypoints, AdaLAM", "2048 --matcher adalam --detector keynet"),
+        for title, options, methods in (
+            ("2,048 SIFT keypoints, AdaLAM", "2048 --matcher adalam", FEWER_METHODS),
+            (
+                "2,048 SIFT keypoints, mutual nearest neighbours",
+                "2048 --matcher mutual",
+                FEWER_METHODS,
+            ),
+            ("1,024 SIFT keypoints, AdaLAM", "1024 --matcher adalam", FEWER_METHODS),
+            (
+                "2,048 Key.Net keypoints, AdaLAM",
+                "2048 --matcher adalam --detector keynet",
+                [name for name in FEWER_METHODS if name != "detector-all"],  # it has one angle
+            ),
         )
     ]
     return planar + two_view
