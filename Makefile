@@ -24,7 +24,7 @@ ENSURE_CV2 = $(BIN)/python -c 'import cv2' 2>/dev/null || { \
     $(BIN)/python -c 'import cv2'; }
 
 # Tests of what does not depend on OpenCV's version and needs packages of other extras.
-OPENCV4_IGNORED := evaluation packaging training cli_training polar resnet distributed losses synthesis
+OPENCV4_IGNORED := benchmark_scripts evaluation packaging training cli_training polar resnet distributed losses synthesis
 OPENCV4_TESTS := pytest hypothesis onnx scikit-image
 PACKAGE := $(shell find cv_patchpose models -name '*.py' -o -name '*.pyi' -o -name '*.onnx')
 
