@@ -108,14 +108,15 @@ def stretch_contrast(image: object) -> object:
     array = read_pixels(image)
     if array.dtype == np.uint8:
         return image
-    low, high = (float(value) for value in (array.min(), array.max()))
+    pixels = array[..., :3] if array.ndim == 3 else array  # an alpha channel has a range of its own
+    low, high = (float(value) for value in (pixels.min(), pixels.max()))
     full = 65535.0 if array.dtype == np.uint16 else 1.0
     usual = 0 <= low <= high <= full and high - low >= full / 4
     if usual or not 0 < high - low < np.inf:
         return image
     gain = full / (high - low)
-    stretched = (array[..., :3] if array.ndim == 3 else array).astype(np.float32)
-    stretched = np.clip((stretched - np.float32(low)) * np.float32(gain), 0, np.float32(full))
+    stretched = (pixels.astype(np.float32) - np.float32(low)) * np.float32(gain)
+    stretched = np.clip(stretched, 0, np.float32(full))
     return stretched if full == 1 else np.rint(stretched).astype(np.uint16)
 
 

@@ -427,7 +427,7 @@ class TestImages:
             lambda gray: gray.astype(np.uint16),  # 8 bits of 16
             lambda gray: 30000 + 2 * gray.astype(np.uint16),  # thermal
             lambda gray: gray * np.float32(4e-6),
-            lambda gray: gray.astype(np.float32) - 100,
+            lambda gray: np.dstack([*[gray.astype(np.uint16)] * 3, np.full_like(gray, 65535, "H")]),
         ],
     )
     def test_contrast_is_that_of_the_image_s_own_range(self, photograph, change):

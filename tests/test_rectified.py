@@ -306,6 +306,10 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"keypoints: expected {message}"):
             describe(photograph, [cv2.KeyPoint(5, 5, 9), point], "kaze")
 
+    def test_values_beyond_the_range_that_cannot_be_stretched_are_refused(self):
+        with pytest.raises(ValueError, match=r"float32 values in \[0, 1\], got 255 to 255"):
+            describe(np.full((50, 50), 255, np.float32), [], "sift")
+
     def test_what_is_no_keypoint_is_refused(self, photograph):
         with pytest.raises(TypeError, match=r"keypoints: expected a list or tuple"):
             describe(photograph, [(3, 4)], "sift")
