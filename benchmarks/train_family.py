@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cv_patchpose.commit import current_commit
 from cv_patchpose.grids import PolarGrid
 from cv_patchpose.histograms import PoseBins, log_scale_prior
 from cv_patchpose.training.calibration import reference_patches, scale_offset
-from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, current_commit, save_checkpoint
+from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from cv_patchpose.training.dataset import Batch, PairStream
 from cv_patchpose.training.log import Row, write_rows
 from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
@@ -246,7 +247,7 @@ class Run:
         self.source = ViewSource(photographs, BASE, family.members[-1].shape)
         for part in (self.source.training, self.source.held):
             part.find_all()
-        self.origin = {"data": self.source.origin, "commit": current_commit()}
+        self.origin = {"data": self.source.origin, "commit": current_commit() or ""}
         self.validation, self.references = {}, {}
         for shape in {m.shape.grid: m.shape for m in family.members}.values():
             source = copy.copy(self.source)

@@ -7,7 +7,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 
 from cv_patchpose.cli import main
-from cv_patchpose.evaluation import report as report_module
 from cv_patchpose.evaluation.page import render_page
 from cv_patchpose.evaluation.plots import draw_plots
 from cv_patchpose.evaluation.report import format_csv, list_figures, strip_folders
@@ -248,19 +246,3 @@ def test_what_names_hold_is_no_markup():
     assert not {"i", "b", "u"} & {tag for tag, _ in page.elements}
     for text in ("<i>&", "<b>", "<u>", "'broken' & \"gone\"", "0.250", "-"):
         assert text in page.text
-
-
-def test_a_commit_is_dirty_where_code_or_models_are(tmp_path, monkeypatch):
-    package = tmp_path / "cv_patchpose" / "evaluation"
-    package.mkdir(parents=True)
-    for name in ("README.md", "cv_patchpose/code.py"):
-        (tmp_path / name).write_text("before")
-    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):
-        subprocess.run(["git", "-C", tmp_path, *command], check=True)
-    monkeypatch.setattr(report_module, "__file__", str(package / "report.py"))
-    clean = report_module.describe_environment()["commit"]
-    (tmp_path / "README.md").write_text("after")
-    assert report_module.describe_environment()["commit"] == clean
-    (tmp_path / "cv_patchpose/code.py").write_text("after")
-    assert report_module.describe_environment()["commit"] == f"{clean}-dirty"

@@ -14,7 +14,7 @@ import cv_patchpose
 
 PACKAGE = Path(cv_patchpose.__file__).parent
 LAYERS = (
-    {"errors", "grids", "homography", "pyramid"},
+    {"commit", "errors", "grids", "homography", "pyramid"},
     {"histograms", "keypoints", "patches"},
     {"metadata", "options", "field_rules", "files", "pickling"},
     {"descriptors", "detectors"},

@@ -8,8 +8,6 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import Any
 
 import cv2
 
+from cv_patchpose.commit import current_commit
 from cv_patchpose.evaluation.samples import Sample
 
 _PACKAGES = ("cv-patchpose", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "kornia")
-_MEASURED = ("cv_patchpose", "cpp", "models/*.onnx")  # what results depend on, from the root
 _LISTED_ELSEWHERE = (
     *("mma_2", "mma_4", "mma_6", "mma_7", "mma_8", "mma_9", "mma_10"),
     *("pairs_", "seconds_"),
@@ -41,7 +39,7 @@ def describe_environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
         "threads": cv2.getNumThreads(),
-        "commit": _commit(),
+        "commit": current_commit(),
         **package_versions(),
     }
 
@@ -62,24 +60,6 @@ def _cpu_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _commit() -> str | None:
-    """Name the commit of the checkout that the package is run from, None without one.
-
-    It is "-dirty" where code or models differ from the commit, whatever pages or results do.
-    """
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or not shutil.which("git"):
-        return None
-    git = ["git", "-C", str(root)]
-    done = subprocess.run(
-        [*git, "describe", "--always"], capture_output=True, text=True, check=False
-    )
-    if not (commit := done.stdout.strip()):
-        return None
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *_MEASURED], check=False)
-    return f"{commit}-dirty" if changed.returncode else commit
 
 
 def format_json(content: Mapping[str, Any]) -> str:

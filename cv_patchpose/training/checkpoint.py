@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,14 +164,3 @@ def _distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
         torch.cat([weights[name].flatten() for name in names]) for weights in (one, other)
     )
     return float((first - second).norm() / ((first.norm() + second.norm()) / 2))
-
-
-def current_commit() -> str:
-    """Name the commit of the source tree, or say nothing where there is none."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

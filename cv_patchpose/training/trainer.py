@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cv_patchpose.commit import current_commit
 from cv_patchpose.errors import naming
 from cv_patchpose.files import write_file
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
     config_of,
-    current_commit,
     load_checkpoint,
     save_checkpoint,
     shape_of,
@@ -100,7 +100,7 @@ class Trainer:
         self.bfloat16 = has_bfloat16(device) if config.bfloat16 is None else config.bfloat16
         state = self._open_run(resume)
         self.source = open_source(images, config, self.shape)
-        self.origin = {"data": self.source.origin, "commit": current_commit()}
+        self.origin = {"data": self.source.origin, "commit": current_commit() or ""}
         torch.manual_seed(config.seed)
         network = build_network(self.shape).to(device)
         # Laid out as the patches are. PyTorch's stubs do not know of it.
