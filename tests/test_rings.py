@@ -12,8 +12,10 @@ from cv_patchpose.estimator import PoseEstimator  # noqa: E402
 from cv_patchpose.grids import PolarGrid  # noqa: E402
 from cv_patchpose.histograms import PoseBins  # noqa: E402
 from cv_patchpose.training.networks import network_config, shape_to_entry  # noqa: E402
+from cv_patchpose.training.polar import PolarNetConfig  # noqa: E402
 from cv_patchpose.training.recipes import recipe  # noqa: E402
 from cv_patchpose.training.rings import RingNet, RingNetConfig  # noqa: E402
+from cv_patchpose.training.widening import can_widen, widen  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -59,18 +61,17 @@ def test_a_feature_in_the_direction_of_a_bin_speaks_for_that_bin():
 
 
 @pytest.mark.parametrize(
-    ("bins", "channels", "rows"),
+    ("bins", "channels"),
     [
-        (36, (16, 32, 32), 4),
-        (36, (16, 16, 8), 4),
-        (18, (8, 8, 8), 2),
-        (9, (8, 8), 3),
-        (72, (8, 8, 8), 1),  # eight rows would be too many
-        (20, (8, 8, 8), 1),  # 9 columns do not divide 20
-        (36, (8, 8, 8, 8), 1),
+        (36, (16, 32, 32)),
+        (36, (16, 16, 8)),
+        (18, (8, 8, 8)),
+        (9, (8, 8)),
+        (20, (8, 8, 8)),  # 9 columns do not divide 20
+        (36, (8, 8, 8, 8)),
     ],
 )
-def test_the_folded_network_computes_the_same(bins, channels, rows):
+def test_the_folded_network_computes_the_same(bins, channels):
     torch.manual_seed(2)
     config = RingNetConfig.for_bins(PoseBins(orientation=bins), channels=channels, hidden=16)
     network = RingNet(config).train()
@@ -80,7 +81,6 @@ def test_the_folded_network_computes_the_same(bins, channels, rows):
         network(with_halo(patches + 0.1 * torch.randn_like(patches), grid.halo))
     network.eval()
     folded = network.folded()
-    assert folded.closing.layout[0] == rows
     assert not any(
         isinstance(m, torch.nn.BatchNorm2d) for m in (*folded.layers.modules(), folded.closing.norm)
     )
@@ -91,8 +91,64 @@ def test_the_folded_network_computes_the_same(bins, channels, rows):
             strict=True,
         ):
             assert expected.std() > 1e-3
+            found, expected = (logits.log_softmax(1) for logits in (found, expected))
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert network.closing.norm is not folded.closing.norm  # the network itself can go on training
+
+
+NARROW = {"stem_channels": 16, "channels": (16, 16, 8), "hidden": 8}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"stem_channels": 32},
+        {"channels": (32, 32, 8)},
+        {"channels": (16, 16, 12)},
+        {"hidden": 24},
+        {"stem_channels": 24, "channels": (32, 32, 16), "hidden": 12},
+    ],
+)
+def test_a_widened_network_computes_the_same_and_learns_to_listen_to_what_is_new(change):
+    torch.manual_seed(3)
+    narrow, wide = (RingNetConfig.for_bins(PoseBins(), **NARROW | c) for c in ({}, change))
+    grid = narrow.grid
+    network = RingNet(narrow).train()
+    patches = with_halo(torch.randn(8, 1, grid.rows, grid.columns), grid.halo)
+    network(patches)  # statistics for the normalisations
+    assert can_widen(narrow, wide)
+    wider = widen(network.eval(), wide).eval()
+    assert wider.config == wide
+    for found, expected in zip(wider(patches), network(patches), strict=True):
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    trained = network.state_dict()
+    optimizer = torch.optim.SGD(wider.parameters(), 1e-2)
+    sum(logits.log_softmax(1)[:, 0].sum() for logits in wider(patches)).backward()
+    optimizer.step()
+    for name, weights in wider.named_parameters():
+        if weights.dim() > 1 and weights.shape[1] > trained[name].shape[1]:
+            listens = weights[: len(trained[name])].flatten(2).any(2).any(0)
+            assert listens.float().mean() > 0.5, name  # rectifiers at 0 learn nothing yet
+
+
+@pytest.mark.parametrize(
+    ("wide", "bins"),
+    [
+        ({"stem_channels": 15}, PoseBins()),
+        ({"channels": (16, 16, 7)}, PoseBins()),
+        ({"hidden": 7}, PoseBins()),
+        ({"channels": (24, 16, 8)}, PoseBins()),  # no longer adds what it is given
+        ({"channels": (16, 16)}, PoseBins()),
+        ({}, PoseBins(18)),
+    ],
+)
+def test_what_cannot_be_widened(wide, bins):
+    narrow = RingNetConfig.for_bins(PoseBins(), **NARROW)
+    assert not can_widen(narrow, RingNetConfig.for_bins(bins, **NARROW | wide))
+    assert not can_widen(narrow, PolarNetConfig.for_bins(PoseBins()))
+    assert not can_widen(PolarNetConfig.for_bins(PoseBins()), narrow)
 
 
 @pytest.mark.parametrize(("name", "model"), [("rings-48", "polar"), ("rings-192", "polar-large")])

@@ -303,6 +303,25 @@ def test_init_begins_with_the_averaged_weights(texture_folder, run, tmp_path, na
         Trainer(texture_folder, tmp_path / "other", missing)
 
 
+def test_init_widens_a_network_of_rings(texture_folder, tmp_path):
+    narrow = dataclasses.replace(
+        TINY, network="rings", stem_channels=16, channels=(16, 16, 16), hidden=16, aligned=False
+    )
+    run = Trainer(texture_folder, tmp_path / "narrow", narrow).train()
+    wide = dataclasses.replace(narrow, stem_channels=32, channels=(32, 32, 32), init=str(run))
+    trainer = Trainer(texture_folder, tmp_path / "wide", wide)
+    grid = trainer.shape.grid
+    patches = torch.randn(4, 1, grid.rows, grid.columns + 2 * grid.halo)
+    expected = network_of(load_checkpoint(run)).eval()(patches)
+    for network in (trainer.network.eval(), trainer.average.eval()):
+        for one, other in zip(network(patches), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    trainer.train()
+    narrower = dataclasses.replace(narrow, channels=(8, 8, 8), init=str(run))
+    with pytest.raises(ValueError, match="got one of channels 16, 16, 16 and not 8, 8, 8"):
+        Trainer(texture_folder, tmp_path / "narrower", narrower)
+
+
 @pytest.mark.parametrize("entry", ["average", "train_config", "scale_offset_octaves"])
 def test_a_checkpoint_that_lacks_an_entry_is_refused(run, tmp_path, entry):
     state = load_checkpoint(run / "checkpoint.pt")
@@ -467,11 +486,13 @@ def test_export_in_eight_bits_runs_on_both_engines_alike(ring_run, texture_folde
     metadata = engines[0].metadata
     assert metadata.grid == PoseEstimator(plain).metadata.grid
     assert metadata.training["eight_bits"] == ["stem", "layers", "closing"]
-    shape = (9, *metadata.patch_shape)
+    shape = (64, *metadata.patch_shape)
     patches = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     one, other = (engine.histograms(patches) for engine in engines)
-    np.testing.assert_allclose(one.scale, other.scale, atol=1e-4)
-    np.testing.assert_allclose(one.orientation, other.orientation, atol=1e-4)
+    for ours, theirs in zip(vars(one).values(), vars(other).values(), strict=True):
+        differences = np.abs(ours - theirs).max(1)
+        assert np.quantile(differences, 0.9) <= 2e-5
+        assert differences.max() <= 3e-3  # a value on the edge may be rounded to either side
     exact = PoseEstimator(plain).histograms(patches)
     assert 0 < np.abs(one.orientation - exact.orientation).sum(1).mean() < 0.15
 

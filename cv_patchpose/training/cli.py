@@ -41,7 +41,7 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
         "added to the probability in the overlap loss: the larger, the less outliers count",
     ),
     "--reuse": ("reuse", int, "how often the patches of a keypoint are used, on average"),
-    "--init": ("init", str, "run or checkpoint to begin with"),
+    "--init": ("init", str, "run or checkpoint to begin with; one of narrower rings is widened"),
     "--teacher": ("teacher", str, "model whose histograms are imitated too, name or ONNX file"),
     "--teacher-weight": (
         "teacher_weight",

@@ -166,7 +166,8 @@ class TrainConfig:
         stride: rings and directions of polar's patches per bin.
         separable: polar's 3 x 3 convolutions are one per channel, followed by 1 x 1.
         aligned: polar's orientation is also read from rows aligned by the scale.
-        init: run or checkpoint whose weights to begin with, None for random ones.
+        init: run or checkpoint whose weights to begin with, None for random ones; of a ring network
+            with fewer channels it is widened, see `widening.widen`.
         teacher: model whose histograms are imitated too, by name or ONNX file; None for none.
         teacher_octaves: windows over which the teacher's histograms are averaged, log2 of their
             size over the network's.

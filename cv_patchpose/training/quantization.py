@@ -38,7 +38,7 @@ class _Patches(CalibrationDataReader):  # type: ignore[misc]  # the package has 
 def quantize_convolutions(
     file: Path, parts: Sequence[str], patches: Sequence[NDArray[np.float32]]
 ) -> None:
-    """Let some convolutions of a model, and the rectifiers behind them, count in eight bits.
+    """Let some convolutions of a model count in eight bits, with their rectifiers and means.
 
     Weights have seven bits, one step per output channel: then no processor's sums overflow, and
     all give the same. Ranges of values between layers are those of the patches but for the last
@@ -58,8 +58,8 @@ def quantize_convolutions(
         for node in graph
         if node.op_type == "Conv" and any(f"/{part}" in node.name for part in parts)
     ]
-    made = {node.output[0] for node in convolutions}
-    rectifiers = [node for node in graph if node.op_type == "Relu" and node.input[0] in made]
+    rectifiers = _behind(convolutions, "Relu", graph)
+    counting = [*convolutions, *rectifiers, *_behind(rectifiers, "GlobalAveragePool", graph)]
     every = np.concatenate(patches)
     some = np.linspace(0, len(every) - 1, min(len(every), _MOST_PATCHES)).astype(int)
     with _quiet():
@@ -67,7 +67,7 @@ def quantize_convolutions(
             str(file),
             str(file),
             _Patches(every[some]),
-            nodes_to_quantize=[node.name for node in (*convolutions, *rectifiers)],
+            nodes_to_quantize=[node.name for node in counting],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -77,6 +77,14 @@ def quantize_convolutions(
     quantized = onnx.load(str(file))
     onnx.helper.set_model_props(quantized, {p.key: p.value for p in model.metadata_props})
     onnx.save(quantized, str(file))
+
+
+def _behind(
+    nodes: Sequence[onnx.NodeProto], op_type: str, graph: Sequence[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """Find the nodes of a type that read what some others made."""
+    made = {node.output[0] for node in nodes}
+    return [node for node in graph if node.op_type == op_type and node.input[0] in made]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 from torch.nn.utils import fuse_conv_bn_eval
 
 from cv_patchpose.grids import PolarGrid
@@ -27,7 +27,6 @@ SECTOR = 5  # directions that the first convolution sees
 KERNEL = 3  # of the others
 ROWS_MULTIPLE = 8  # what ONNX Runtime's convolutions are fast on
 EIGHT_BIT_PARTS = ("stem", "layers", "closing")  # whose convolutions may count in eight bits
-MOST_CLOSED_ROWS = 4  # of a circle laid out in rows; more cost more than copies of columns
 
 
 def halo_of(layers: int) -> int:
@@ -107,8 +106,7 @@ class RingLayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, reach: int, circle: int = 0) -> None:
         super().__init__()
-        self.inputs, self.reach, self.circle = inputs, reach, circle
-        self.layout = 1, circle  # height and width of the result, if closed
+        self.reach, self.circle = reach, circle
         self.adds = inputs == outputs
         self.conv = nn.Conv2d(inputs, outputs, (1, KERNEL), dilation=(1, reach))
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
@@ -116,42 +114,20 @@ class RingLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, 1, T); not yet rectified."""
         reach = self.reach
-        if self.layout[0] > 1:
-            x = x.reshape(-1, self.inputs, *self.layout)
-        elif self.circle:
+        if self.circle:
             x = torch.cat((x[..., -reach:], x, x[..., :reach]), -1)
         found: Tensor = self.norm(self.conv(x))
         return found + x[..., reach:-reach] if self.adds else found
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Make it one convolution that computes the same, without copies of columns."""
+        """Make it one convolution that computes the same."""
         assert isinstance(self.norm, nn.BatchNorm2d)  # not folded yet
         self.conv = fuse_conv_bn_eval(self.conv, self.norm)
         self.norm = nn.Identity()
         if self.adds:  # what is added is its middle weight
             self.conv.weight[:, :, 0, KERNEL // 2] += torch.eye(self.conv.out_channels)
             self.adds = False
-        rows, rest = divmod(self.circle, self.reach)
-        if not rest and 1 < rows <= MOST_CLOSED_ROWS:
-            self._close(rows)
-
-    def _close(self, rows: int) -> None:
-        """Lay the circle out in rows of `reach` columns, so that neighbours lie above each other.
-
-        The row above the first is the last one: a kernel that sees all rows from each of them finds
-        it there, and zeros beyond.
-        """
-        before, middle, after = self.conv.weight.unbind(-1)
-        outputs, inputs = middle.shape[:2]
-        conv = nn.Conv2d(inputs, outputs, (2 * rows - 1, 1), padding=(rows - 1, 0))
-        nn.init.zeros_(conv.weight)
-        for row, weight in ((-1, before), (0, middle), (1, after)):
-            for turns in (-rows, 0, rows):
-                if abs(row + turns) < rows:
-                    conv.weight[:, :, row + turns + rows - 1] += weight
-        conv.bias = self.conv.bias
-        self.conv, self.layout = conv, (rows, self.reach)
 
 
 class RingNet(nn.Module):
@@ -215,15 +191,22 @@ class RingNet(nn.Module):
             features = torch.relu(layer(features))
         pooled = torch.cat((adaptive_avg_pool2d(features, 1), adaptive_max_pool2d(features, 1)), 1)
         context = self.context(pooled)
-        # To all columns by the one way that both lines of cv2.dnn run rightly.
-        condition = interpolate(self.condition(context), scale_factor=self.closing.layout)
-        features = torch.relu(self.closing(features) + condition)
-        return self.scale(context).flatten(1), self.orientation(features).flatten(1)
+        # Channels last, as convolutions in eight bits leave them, is what the rest is fastest in.
+        condition = self.condition(context).permute(0, 2, 3, 1)
+        features = torch.relu(self.closing(features).permute(0, 2, 3, 1) + condition)
+        orientation = features @ self.orientation.weight[0, :, 0]
+        if self.orientation.bias is not None:
+            orientation = orientation + self.orientation.bias
+        return self.scale(context).flatten(1), orientation.flatten(1)
 
     def folded(self) -> RingNet:
-        """Copy the network for running: fewer steps, the same results but for rounding."""
+        """Copy the network for running: fewer steps, the same histograms but for rounding.
+
+        The orientation logits lose what is added to all of them, which no softmax sees.
+        """
         folded = copy.deepcopy(self).eval()
         for layer in (*folded.layers, folded.closing):
             assert isinstance(layer, RingLayer)
             layer.fold()
+        folded.orientation.bias = None
         return folded

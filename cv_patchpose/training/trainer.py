@@ -23,6 +23,7 @@ from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
     config_of,
     load_checkpoint,
+    network_of,
     save_checkpoint,
     shape_of,
 )
@@ -47,6 +48,7 @@ from cv_patchpose.training.optimization import learning_rate, make_optimizer
 from cv_patchpose.training.options import TrainConfig
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.sources import measure, open_source
+from cv_patchpose.training.widening import can_widen, widen
 
 FIXED = ("seed", "validation_share", "source", "init")  # options that a resumed run cannot change
 LOG_NAME = "log.csv"
@@ -152,7 +154,11 @@ class Trainer:
     def _begin(self) -> None:
         if self.config.init:
             with naming({"checkpoint": "init"}):
-                weights = self._load(self.config.init)["average"]
+                state = load_checkpoint(self.config.init)
+                if can_widen(shape_of(state), self.shape):
+                    weights = widen(network_of(state), self.shape).state_dict()
+                else:
+                    weights = self._load(self.config.init)["average"]
             self.network.load_state_dict(weights)
             self.average.load_state_dict(weights)
 
