@@ -142,12 +142,30 @@ def test_redetected_keypoints_lie_where_sift_finds_them_in_the_views(share):
 
 
 def test_no_more_keypoints_of_a_batch_are_redetected_than_asked_for(folder):
-    """Batches take only the first of a group, which must not all be redetected."""
     config = SynthesisConfig(redetected=0.25, tracked=0.0, keypoints_per_view=32, clean=1.0)
     photographs = read_photographs(folder)
     stream = PairStream(photographs, GRID, config, batch_size=16, pool_size=64, seed=0, reuse=4)
     share = [np.isfinite(batch.scale_sigma[:, 0]).mean() for batch in itertools.islice(stream, 40)]
     assert 0.12 < np.mean(share) < 0.3
+
+
+def test_every_keypoint_that_is_made_is_used(folder, monkeypatch):
+    made = []
+
+    def sample(*arguments):
+        group = sample_views(*arguments)
+        made.append(group.patches)
+        return group
+
+    monkeypatch.setattr("cv_patchpose.training.dataset.sample_views", sample)
+    photographs = read_photographs(folder)
+    stream = PairStream(photographs, GRID, CLEAN, batch_size=16, pool_size=64, seed=0, reuse=4)
+    batches = list(itertools.islice(stream, 200))
+    begun = 64 + 199 * 4  # keypoints that the batches have replaced
+    assert begun <= sum(map(len, made)) < begun + len(made[-1])
+    seen = {patches.tobytes() for batch in batches for patches in batch.patches}
+    unseen = [patches for patches in np.concatenate(made) if patches.tobytes() not in seen]
+    assert len(unseen) <= 64 + len(made[-1])
 
 
 def test_a_photograph_without_blobs_has_none_to_find_again():

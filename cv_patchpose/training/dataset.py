@@ -160,15 +160,16 @@ class PairStream:
         `reuse` of the keypoints of a batch.
         """
         groups = self._groups()
-        group = next(groups)
+        group, used = next(groups), 0
         pool = _empty_like(group, self.pool_size)
         free = np.arange(self.pool_size)
         while True:
             while len(free):
-                count = min(len(free), len(group.patches))
-                _put(pool, free[:count], group)
-                free = free[count:]
-                group = next(groups)
+                if used == len(group.patches):
+                    group, used = next(groups), 0
+                count = min(len(free), len(group.patches) - used)
+                _put(pool, free[:count], group, used)
+                free, used = free[count:], used + count
             drawn = self.rng.permutation(self.pool_size)[: self.batch_size]
             yield Batch(**{name: array[drawn] for name, array in pool.items()})
             free = drawn[: -(-self.batch_size // self.reuse)]
@@ -185,6 +186,6 @@ def _empty_like(batch: Batch, count: int) -> dict[str, NDArray[Any]]:
     return {name: np.empty((count, *a.shape[1:]), a.dtype) for name, a in arrays}
 
 
-def _put(pool: dict[str, NDArray[Any]], rows: NDArray[np.intp], group: Batch) -> None:
+def _put(pool: dict[str, NDArray[Any]], rows: NDArray[np.intp], group: Batch, first: int) -> None:
     for name, source in arrays_of(group).items():
-        pool[name][rows] = source[: len(rows)]
+        pool[name][rows] = source[first : first + len(rows)]
