@@ -42,7 +42,7 @@ SYNTHESIS = SynthesisConfig(magnification=21.0)
 BASE = TrainConfig(
     sigma_deg=4.0, sigma_octaves=0.1, floor=0.01, synthesis=SYNTHESIS, batch_size=256, reuse=1
 )
-FIRST = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=3)
+FIRST = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=6)
 SECOND = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)
 
 
@@ -108,10 +108,12 @@ class Member:
             self.optimizer.param_groups[0]["lr"] = rate
 
     def patches(self, batch: dict[str, Tensor]) -> Tensor:
-        """Choose the patches of this network's grid, and the rings that it reads."""
+        """Choose the patches of this network's grid, and the rings and columns that it reads."""
         grid = self.shape.grid
-        given = batch["second" if grid.columns == SECOND.columns else "first"]
-        return given[:, :, -grid.rows :].contiguous()
+        name, sampled = ("second", SECOND) if grid.columns == SECOND.columns else ("first", FIRST)
+        more = sampled.halo - grid.halo
+        patches = batch[name][:, :, -grid.rows :]
+        return patches[..., more : patches.shape[-1] - more].contiguous()
 
     def _apply(self, network: nn.Module, batch: dict[str, Tensor]) -> Logits:
         patches = self.patches(batch)

@@ -24,6 +24,28 @@ def load(monkeypatch):
             del sys.modules[name]
 
 
+def test_the_family_takes_a_step_together(load):
+    torch = pytest.importorskip("torch")
+    script = load("train_family")
+    views, count = script.SYNTHESIS.views, 2
+    patches = {
+        name: torch.randn(views * count, 1, grid.rows, grid.columns + 2 * grid.halo)
+        for name, grid in (("first", script.FIRST), ("second", script.SECOND))
+    }
+    pairs = torch.tensor([(one, other) for one in range(views) for other in range(one)])
+    changes = torch.zeros(count, len(pairs))
+    batch = patches | {
+        "prior": torch.zeros(views * count, 13),
+        "rotation": changes,
+        "octaves": changes,
+        "pairs": pairs,
+    }
+    family = script.Family(["rings-32", "separable"], torch.device("cpu"))
+    family.step(batch)
+    assert family.losses.shape == (3, 2)
+    assert (family.losses > 0).all()
+
+
 def test_the_curve_is_drawn_again_without_measuring(load, tmp_path, monkeypatch):
     curve = load("curve")
     (tmp_path / "results").mkdir()

@@ -157,6 +157,33 @@ def test_training_and_validation_images_are_disjoint(photographs):
     assert not seen & set(source.held_out)
 
 
+def test_pairs_shuffled_over_all_images_hold_no_image_out(photographs):
+    config = dataclasses.replace(PAPER, split_by="pairs")
+    source = PatchPoseSource(photographs, config, network_config(config))
+    assert source.held_out == []
+    assert source.images == len(list(photographs.iterdir()))
+
+
+def test_the_seed_of_a_training_does_not_move_its_split(photographs):
+    one, other = (
+        PatchPoseSource(photographs, config, network_config(config))
+        for config in (PAPER, dataclasses.replace(PAPER, seed=5))
+    )
+    assert one.held_out == other.held_out
+
+
+def test_datasets_of_the_same_images_hold_the_same_out(photographs, tmp_path):
+    generate(photographs, tmp_path / "A", PatchPoseConfig(kind="A"))
+    generate(photographs, tmp_path / "B", PatchPoseConfig(kind="B", held_out=0.2))
+    with pytest.raises(ValueError, match="B: expected the splits of the other datasets"):
+        PatchPoseSource(tmp_path, PAPER, network_config(PAPER))
+
+
+def test_a_colour_network_has_no_teacher():
+    with pytest.raises(ValueError, match="teacher: expected none for resnet18, got 'polar'"):
+        dataclasses.replace(VIEWS, teacher="polar")
+
+
 def test_generated_datasets_give_the_pairs_made_on_the_fly(photographs, tmp_path):
     for kind in ("A", "B"):
         generate(photographs, tmp_path / kind, PatchPoseConfig(kind=kind))

@@ -172,6 +172,8 @@ def test_output_shapes():
     scale, orientation = network(torch.zeros(5, 1, grid.rows, grid.columns + 2 * grid.halo))
     assert scale.shape == (5, 9)
     assert orientation.shape == (5, 18)
+    with pytest.raises(ValueError, match="patches: expected 16 x 30, got"):
+        network(torch.zeros(5, 1, grid.rows, grid.columns))
 
 
 @pytest.mark.parametrize(

@@ -239,13 +239,21 @@ def test_a_single_usable_photograph_is_too_few(folder):
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.01, 1), (0.5, 2), (0.99, 3)])
-def test_split_is_disjoint_and_repeats_by_seed(folder, share, held):
+def test_split_is_disjoint_and_by_name(folder, share, held):
     photographs = read_photographs(folder)
-    training, validation = photographs.split(share, 1)
+    training, validation = photographs.split(share)
     assert sorted(training.paths + validation.paths) == photographs.paths
     assert len(validation) == held
-    assert validation.paths == photographs.split(share, 1)[1].paths
-    assert len({tuple(photographs.split(share, seed)[1].paths) for seed in range(9)}) > 1
+    (folder / "sub").mkdir()
+    training.paths[0].rename(folder / "sub" / training.paths[0].name)
+    again = read_photographs(folder).split(share)[1]
+    assert [path.name for path in again.paths] == [path.name for path in validation.paths]
+    (folder / "sub" / training.paths[0].name).rename(folder / "sub" / "another.png")
+    chosen = {read_photographs(folder).split(0.01)[1].paths[0].name}
+    for number in range(9):
+        next(folder.glob("sub/*")).rename(folder / "sub" / f"{number}.png")
+        chosen.add(read_photographs(folder).split(0.01)[1].paths[0].name)
+    assert len(chosen) > 1
 
 
 def test_photographs_are_described_by_their_names(folder):

@@ -303,6 +303,16 @@ def test_init_begins_with_the_averaged_weights(texture_folder, run, tmp_path, na
         Trainer(texture_folder, tmp_path / "other", missing)
 
 
+def test_photographs_that_init_was_trained_on_are_told(texture_folder, run, tmp_path, capsys):
+    config = dataclasses.replace(TINY, init=str(run), validation_share=0.5)
+    Trainer(texture_folder, tmp_path / "more", config)
+    assert re.search(
+        r"init: was trained on [1-9]\d* of the \d+ photographs held out", capsys.readouterr().err
+    )
+    Trainer(texture_folder, tmp_path / "same", dataclasses.replace(config, validation_share=0.25))
+    assert "trained on" not in capsys.readouterr().err
+
+
 def test_init_widens_a_network_of_rings(texture_folder, tmp_path):
     narrow = dataclasses.replace(
         TINY, network="rings", stem_channels=16, channels=(16, 16, 16), hidden=16, aligned=False

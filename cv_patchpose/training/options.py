@@ -237,8 +237,8 @@ class TrainConfig:
             raise ValueError(f"targets: expected both for {self.network}, got {self.targets!r}")
         if self.network == "rings" and (self.separable or self.aligned):
             raise ValueError("separable, aligned: expected False for rings, got True")
-        if self.teacher and self.source != "views":
-            raise ValueError(f"teacher: expected none with source {self.source}")
+        if self.teacher and self.network == "resnet18":
+            raise ValueError(f"teacher: expected none for resnet18, got {self.teacher!r}")
 
 
 _SYNTHESIS_RULES: dict[str, _Rule] = {

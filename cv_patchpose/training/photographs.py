@@ -68,17 +68,19 @@ class Photographs:
         with ThreadPoolExecutor() as pool:
             list(pool.map(self.__getitem__, range(len(self))))
 
-    def split(self, share: float, seed: int) -> tuple[Photographs, Photographs]:
-        """Divide at least two photographs, by seed, into some for training and some held out.
+    def split(self, share: float) -> tuple[Photographs, Photographs]:
+        """Divide at least two photographs into some for training and some held out.
+
+        Their names decide: runs that begin with the weights of others hold out what those did.
 
         Args:
             share: of the photographs held out; both parts get at least one.
-            seed: of the choice.
 
         Returns:
             Photographs for training and for validation, in the order of their paths.
         """
-        order = np.random.default_rng(seed).permutation(len(self))
+        digests = [hashlib.sha256(path.name.encode()).digest() for path in self.paths]
+        order = np.array(sorted(range(len(self)), key=digests.__getitem__))
         held = min(len(self) - 1, max(1, round(share * len(self))))
         return self._subset(order[held:]), self._subset(order[:held])
 

@@ -186,6 +186,10 @@ class RingNet(nn.Module):
         """
         grid = self.config.grid
         width = grid.columns + 2 * grid.halo
+        if patches.shape[2:] != (grid.rows, width):  # a reshape would mix patches
+            raise ValueError(
+                f"patches: expected {grid.rows} x {width}, got {tuple(patches.shape[2:])}"
+            )
         features = self.stem(patches.reshape(-1, grid.rows, 1, width))
         for layer in self.layers:
             features = torch.relu(layer(features))

@@ -113,7 +113,7 @@ class ViewSource:
                 config.teacher, shape.bins, config.teacher_octaves, config.teacher_agreement
             )
         photographs = read_photographs(images, color=isinstance(shape.grid, SquareGrid))
-        self.training, self.held = photographs.split(config.validation_share, config.seed)
+        self.training, self.held = photographs.split(config.validation_share)
         self.held_out = [str(path) for path in self.held.paths]
         if config.workers:
             self.training.find_all()
@@ -190,17 +190,16 @@ class PatchPoseSource:
         # Both kinds made on the fly are of the same images.
         for source in {source.root: source for source in self.sources}.values():
             _tell_skipped(source)
-        shards = [shard for source in self.sources for shard in source.shards]
-        by_split = {
-            split: sorted({name for s in shards if s.split == split for name in s.images})
-            for split in ("train", "val")
-        }
-        self.held_out = by_split["val"]
-        self.images = len(by_split["train"])
+        self.images = len(self._images("train"))
+        self.held_out = [] if config.split_by == "pairs" else sorted(self._images("val"))
         self.origin = {
             "folder": Path(images).resolve().name,
             "patchpose": [dataclasses.asdict(source.config) for source in self.sources],
         }
+
+    def _images(self, split: str) -> set[str]:
+        shards = [s for one in self.sources for s in one.shards_of(split, self.config.split_by)]
+        return {name for shard in shards for name in shard.images}
 
     def stream(self, seed: tuple[int, ...], batch_size: int) -> Iterable[Batch]:
         """Give batches without end, an equal part of each from every source."""
@@ -214,7 +213,7 @@ class PatchPoseSource:
             yield _batch([next(stream) for stream in streams])
 
     def validation(self) -> dict[str, list[Batch]]:
-        """Give pairs of the split "val", drawn once from all its keypoints."""
+        """Give pairs of the split "val", drawn once, from up to four of each source's shards."""
         return {"val": self._validation}
 
     @cached_property
@@ -265,9 +264,7 @@ def _open_pairs(images: Path, grid: object, config: TrainConfig) -> list[PairSou
     datasets = _find_datasets(images)
     if not datasets:
         return [
-            PatchPoseStream(
-                images, PatchPoseConfig(kind=kind, patch_size=grid.size, seed=config.seed)
-            )
+            PatchPoseStream(images, PatchPoseConfig(kind=kind, patch_size=grid.size))
             for kind in KINDS
         ]
     sources: list[PairSource] = [PatchPoseDataset(path) for path in datasets]
@@ -277,7 +274,21 @@ def _open_pairs(images: Path, grid: object, config: TrainConfig) -> list[PairSou
                 f"{path}: expected patches of {grid.size} px, as the network reads, got "
                 f"{source.config.patch_size}; generate with --patch-size {grid.size}"
             )
+    _refuse_other_splits(sources)
     return sources
+
+
+def _refuse_other_splits(sources: list[PairSource]) -> None:
+    """Refuse datasets of the same images that hold out others: they would be trained on."""
+    held_of: dict[frozenset[str], frozenset[str]] = {}
+    for source in sources:
+        names = frozenset(name for shard in source.shards for name in shard.images)
+        held = frozenset(n for shard in source.shards if shard.split == "val" for n in shard.images)
+        if held_of.setdefault(names, held) != held:
+            raise ValueError(
+                f"{source.root}: expected the splits of the other datasets of these images, got "
+                "others; generate them with the same --held-out and --seed"
+            )
 
 
 def _find_datasets(images: Path) -> list[Path]:

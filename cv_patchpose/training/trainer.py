@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -159,8 +160,19 @@ class Trainer:
                     weights = widen(network_of(state), self.shape).state_dict()
                 else:
                     weights = self._load(self.config.init)["average"]
+            self._tell_what_is_known(state)
             self.network.load_state_dict(weights)
             self.average.load_state_dict(weights)
+
+    def _tell_what_is_known(self, begun_with: dict[str, Any]) -> None:
+        """Tell of photographs held out here that the run begun with was trained on."""
+        known = set(self._validation_files()) - set(begun_with["validation_files"])
+        if known and begun_with.get("data") == self.source.origin:
+            tqdm.write(
+                f"init: was trained on {len(known)} of the {len(self.source.held_out)} photographs "
+                "held out here: validation will look better than it is",
+                file=sys.stderr,
+            )
 
     def _make_folder(self) -> None:
         self.run_folder.mkdir(parents=True, exist_ok=True)
