@@ -26,7 +26,7 @@ ENSURE_CV2 = $(BIN)/python -c 'import cv2' 2>/dev/null || { \
 # Tests of what does not depend on OpenCV's version and needs packages of other extras.
 OPENCV4_IGNORED := benchmark_scripts evaluation packaging training cli_training polar resnet distributed losses synthesis
 OPENCV4_TESTS := pytest hypothesis onnx scikit-image
-PACKAGE := $(shell find cv_patchpose models -name '*.py' -o -name '*.pyi' -o -name '*.onnx')
+PACKAGE := $(shell find cv_patchpose models -name '*.py' -o -name '*.onnx')
 
 .PHONY: setup test test-opencv4 demo lint format typecheck bench clean
 

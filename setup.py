@@ -57,7 +57,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=[*find_packages(include=["cv_patchpose", "cv_patchpose.*"]), "cv_patchpose.models"],
     package_dir={"cv_patchpose.models": "models"},
-    package_data={"cv_patchpose": ["py.typed", "*.pyi"], "cv_patchpose.models": ["*.onnx", "*.md"]},
+    package_data={"cv_patchpose": ["py.typed"], "cv_patchpose.models": ["*.onnx", "*.md"]},
     ext_modules=[] if PURE_PYTHON else [Extension("cv_patchpose._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -38,7 +38,8 @@ _CHUNK = 1024  # keypoints whose patches and histograms are in memory at once, o
 class PatchPoseAssigner:
     """Gives OpenCV keypoints a learned scale and orientation.
 
-    Can be pickled. Not changed by use: one object serves any number of images and threads.
+    Can be pickled. Use changes nothing but of which descriptors it has warned, once each: one
+    object serves any number of images and threads.
 
     Args:
         model: "polar"; "polar-large", more exact in some measures at several times the cost;
@@ -51,7 +52,9 @@ class PatchPoseAssigner:
             descriptor, see `support.choose_support`; name MSD and TBMR, BRISK and KAZE where they
             are not the descriptor, and ORB and AKAZE at settings that are not the descriptor's.
         top_k: Most poses per keypoint; further ones are written as further keypoints.
-        assign_scale: Write the size; if not, keypoints keep theirs, in the descriptor's measure.
+        assign_scale: Write the size found; if not, keypoints keep theirs, in the descriptor's
+            measure: divided by their detector's unit and multiplied by the descriptor's. With SIFT,
+            points taken for regions so lose a factor of 1.41; see `support.choose_support`.
         assign_orientation: Write the angle; if not, keypoints keep theirs.
         keep_duplicates: Pose keypoints of one centre and size, which detectors emit for several
             orientations, one by one; if not, only the first of them.
@@ -59,7 +62,7 @@ class PatchPoseAssigner:
             and the model's one window for points that have no scale of their own.
         window_px: One window diameter for all keypoints, pixels, whatever their size.
         providers: Execution providers of ONNX Runtime; see `PoseEstimator`.
-        num_threads: Of the sampler and of ONNX Runtime; None: cv2.getNumThreads().
+        num_threads: Of the sampler and of ONNX Runtime; None: cv2.getNumThreads() at each call.
         scale_prior_octaves: Standard deviation of a Gaussian prior on log2 of the scale, which
             holds the size near the detector's; None: no prior. "auto": the model's for keypoints
             whose detector measured a scale (octave not 0, or angle above 0), a wide one for regions
@@ -147,34 +150,44 @@ class PatchPoseAssigner:
             ValueError: An image or a keypoint that cannot be used; an unknown descriptor or
                 detector.
         """
-        traits = self._traits if detector is None else detector_traits(detector)
-        rule = self._rule if descriptor is None else rule_for(descriptor)
+        rule, traits = self._rule_and_traits(descriptor, detector)
         self._tell_what_is_lost(rule)
         pyramid, arrays = self._read(image, keypoints)
         distinct = np.arange(len(arrays))
         if self._options.assign_orientation and not self._options.keep_duplicates:
             distinct = arrays.distinct_index()
         chosen = arrays.take(distinct)
-        poses = self._poses(pyramid, chosen, traits, rule)
+        support = self._support(chosen, rule, traits)
+        poses = self._poses(pyramid, chosen, support)
         posed = chosen.take(poses.keypoint_index)
         size_px = posed.size_px * poses.scale
         if not self._options.assign_scale:  # their own, but as the descriptor's rule takes them
-            support = self._support(chosen, traits, rule)
             size_px = support.own_px[poses.keypoint_index]
         posed = replace(posed, size_px=size_px.astype(np.float32))
         if self._options.assign_orientation:
-            posed = replace(posed, angle_deg=_written_angles(poses.angle_deg, posed.angle_deg))
+            known = poses.angle_deg != NO_ANGLE_DEG
+            angle_deg = np.where(known, poses.angle_deg, posed.angle_deg)
+            posed = replace(posed, angle_deg=angle_deg.astype(np.float32))
         if rule.class_id_is_free:
             source = distinct[poses.keypoint_index]
             posed = replace(posed, class_id=source.astype(np.int32))
         return keypoints_from_arrays(rule.write(posed, _image_size(pyramid)))
 
-    def estimate(self, image: Any, keypoints: Sequence[cv2.KeyPoint]) -> PatchPoses:
+    def estimate(
+        self,
+        image: Any,
+        keypoints: Sequence[cv2.KeyPoint],
+        *,
+        descriptor: Any = None,
+        detector: Any = None,
+    ) -> PatchPoses:
         """Estimate the poses of keypoints without writing them.
 
         Args:
             image: As for `assign`.
             keypoints: As for `assign`; each one is estimated, also where several coincide.
+            descriptor: As for `assign`.
+            detector: As for `assign`.
 
         Returns:
             At least one and at most top_k poses per keypoint; see `find_modes`. They differ in what
@@ -183,11 +196,21 @@ class PatchPoseAssigner:
 
         Raises:
             TypeError: Not an image, or not keypoints.
-            ValueError: An image or a keypoint that cannot be used.
+            ValueError: An image or a keypoint that cannot be used; an unknown descriptor or
+                detector.
         """
-        return self._poses(*self._read(image, keypoints), self._traits, self._rule)
+        rule, traits = self._rule_and_traits(descriptor, detector)
+        pyramid, arrays = self._read(image, keypoints)
+        return self._poses(pyramid, arrays, self._support(arrays, rule, traits))
 
-    def histograms(self, image: Any, keypoints: Sequence[cv2.KeyPoint]) -> PoseHistograms:
+    def histograms(
+        self,
+        image: Any,
+        keypoints: Sequence[cv2.KeyPoint],
+        *,
+        descriptor: Any = None,
+        detector: Any = None,
+    ) -> PoseHistograms:
         """Estimate the pose histograms of N keypoints, before any prior or calibration.
 
         They are those of the first pass, see `passes`.
@@ -195,16 +218,20 @@ class PatchPoseAssigner:
         Args:
             image: As for `assign`.
             keypoints: As for `assign`; each one is estimated, also where several coincide.
+            descriptor: As for `assign`.
+            detector: As for `assign`.
 
         Returns:
             Scale (N, S) and orientation (N, R); rows sum to 1.
 
         Raises:
             TypeError: Not an image, or not keypoints.
-            ValueError: An image or a keypoint that cannot be used.
+            ValueError: An image or a keypoint that cannot be used; an unknown descriptor or
+                detector.
         """
+        rule, traits = self._rule_and_traits(descriptor, detector)
         pyramid, arrays = self._read(image, keypoints)
-        support = self._support(arrays, self._traits, self._rule)
+        support = self._support(arrays, rule, traits)
         chunks = [
             self._histograms(self._sample(pyramid, arrays.xy_px[chunk], support.window_px[chunk]))
             for chunk in self._chunks(len(arrays))
@@ -213,6 +240,13 @@ class PatchPoseAssigner:
             scale=np.concatenate([chunk.scale for chunk in chunks]),
             orientation=np.concatenate([chunk.orientation for chunk in chunks]),
         )
+
+    def _rule_and_traits(
+        self, descriptor: Any, detector: Any
+    ) -> tuple[FieldRule, DetectorTraits | None]:
+        """Return those of one call, the constructor's where none are given."""
+        rule = self._rule if descriptor is None else rule_for(descriptor)
+        return rule, self._traits if detector is None else detector_traits(detector)
 
     def _tell_what_is_lost(self, rule: FieldRule) -> None:
         """Warn, once for each descriptor, that it will not see all of what is written."""
@@ -266,19 +300,14 @@ class PatchPoseAssigner:
         return histograms
 
     def _support(
-        self, keypoints: KeypointArrays, detector: DetectorTraits | None, rule: FieldRule
+        self, keypoints: KeypointArrays, rule: FieldRule, traits: DetectorTraits | None
     ) -> Support:
-        return choose_support(keypoints, self._estimator.metadata, self._options, detector, rule)
+        return choose_support(keypoints, self._estimator.metadata, self._options, traits, rule)
 
     def _poses(
-        self,
-        pyramid: ImagePyramid,
-        keypoints: KeypointArrays,
-        detector: DetectorTraits | None,
-        rule: FieldRule,
+        self, pyramid: ImagePyramid, keypoints: KeypointArrays, support: Support
     ) -> PatchPoses:
         """Estimate poses; their scales are factors on the keypoints' sizes."""
-        support = self._support(keypoints, detector, rule)
         chunks = [
             self._chunk_poses(pyramid, keypoints, support, chunk)
             for chunk in self._chunks(len(keypoints))
@@ -356,11 +385,3 @@ def _are_blank(patches: NDArray[np.float32]) -> NDArray[np.bool_]:
     blank = np.asarray(np.ptp(patches[:, 0, -1], axis=1) <= _BLANK_SPREAD)
     blank[blank] = np.ptp(patches[blank], axis=(1, 2, 3)) <= _BLANK_SPREAD
     return blank
-
-
-def _written_angles(
-    pose_deg: NDArray[np.float64], own_deg: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the poses' angles in [0, 360), the keypoints' own where there is none."""
-    written = np.where(pose_deg == NO_ANGLE_DEG, own_deg, pose_deg).astype(np.float32)
-    return np.where(written >= 360.0, np.float32(0.0), written)

@@ -36,7 +36,10 @@ _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURIS
 class _Engine(Protocol):
     providers: tuple[str, ...]
     batch: int  # patches of one run
-    num_threads: int  # runs at once
+
+    @property
+    def num_threads(self) -> int:
+        """Runs at once."""
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch, from inputs by name."""
@@ -45,7 +48,7 @@ class _Engine(Protocol):
 class PoseEstimator:
     """Estimates pose histograms of patches with an ONNX model.
 
-    Can be pickled; the copy opens the model again.
+    Can be pickled; the copy opens the model again, a bundled one where the package then lies.
 
     Attributes:
         path: Of the model's file.
@@ -60,8 +63,8 @@ class PoseEstimator:
         providers: Execution providers of ONNX Runtime in order of preference, for example
             ["CUDAExecutionProvider"]; those that are not available are left out, and the CPU is
             always the last one. None: the CPU.
-        num_threads: Batches that ONNX Runtime works on at once; None: cv2.getNumThreads(). cv2.dnn
-            has OpenCV's threads.
+        num_threads: Batches that ONNX Runtime works on at once; None: cv2.getNumThreads() at each
+            call. cv2.dnn has OpenCV's threads.
 
     Raises:
         ModelError: The model is missing, foreign or broken.
@@ -82,7 +85,7 @@ class PoseEstimator:
             "providers": _check_providers(providers),
             "num_threads": _check_threads(num_threads),
         }
-        self.path = model_path(model)
+        self._model = model
         self._open()
 
     def histograms(
@@ -123,24 +126,27 @@ class PoseEstimator:
 
         firsts = range(0, len(patches), self._engine.batch)
         left = iter(firsts)  # of which each thread takes the next
+        failures: list[BaseException] = []
 
         def work() -> None:
-            for first in left:
-                estimate(first)
+            try:
+                for first in left:
+                    estimate(first)
+            except BaseException as failure:
+                failures.append(failure)
 
+        # A batch to a thread: a small network scales better so than by threads inside it. This
+        # thread works too: one that waits would have to be woken. Plain threads: executors refuse
+        # work once the main thread has ended.
         helpers = min(self._engine.num_threads, len(firsts)) - 1
-        if helpers < 1:
-            work()
-        else:
-            from concurrent.futures import ThreadPoolExecutor  # here: slow to import
-
-            # A batch to a thread: a small network scales better so than by threads inside it. This
-            # thread works too: one that waits would have to be woken.
-            with ThreadPoolExecutor(helpers) as pool:
-                others = [pool.submit(work) for _ in range(helpers)]
-                work()
-            for other in others:
-                other.result()
+        others = [threading.Thread(target=work) for _ in range(helpers)]
+        for other in others:
+            other.start()
+        work()
+        for other in others:
+            other.join()
+        if failures:
+            raise failures[0]
         return PoseHistograms(scale=scale, orientation=orientation)
 
     @property
@@ -155,12 +161,13 @@ class PoseEstimator:
 
     def _open(self) -> None:
         self.engine = _choose_engine(self._settings["engine"])
+        self.path = model_path(self._model)
         content = _read_model(self.path)
         self.metadata: ModelMetadata = read_metadata(content, str(self.path))
         settings = self._settings
         try:
             if self.engine == "opencv":
-                self._engine: _Engine = _OpenCVEngine(content)
+                self._engine: _Engine = _OpenCVEngine(content, settings["providers"])
             else:
                 self._engine = _RuntimeEngine(
                     content, settings["providers"], settings["num_threads"]
@@ -189,7 +196,7 @@ class PoseEstimator:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is needed to open the model again."""
-        return {"path": self.path, "_settings": self._settings}
+        return {"_model": self._model, "_settings": self._settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the model again."""
@@ -259,6 +266,11 @@ def _warn(message: str, *values: object) -> None:
     logging.getLogger(__name__).warning(message, *values)
 
 
+def _warn_of_missing(providers: Sequence[str], available: Sequence[str]) -> None:
+    for name in set(providers) - set(available):
+        _warn("the execution provider %s is not available", name)
+
+
 def _choose_engine(engine: str | None) -> str:
     if engine is not None and engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)} or None, got {engine!r}")
@@ -286,8 +298,7 @@ class _RuntimeEngine:
 
         available = onnxruntime.get_available_providers()
         usable = [name for name in providers if name in available and name != _CPU_PROVIDER]
-        for name in set(providers) - set(available):
-            _warn("the execution provider %s is not available", name)
+        _warn_of_missing(providers, available)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         chosen = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in usable]
@@ -297,7 +308,12 @@ class _RuntimeEngine:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._on_gpu = not _GPU_PROVIDERS.isdisjoint(self.providers)
         self.batch = _GPU_BATCH if self._on_gpu else _BATCH
-        self.num_threads = 1 if self._on_gpu else num_threads or cv2.getNumThreads()
+        self._num_threads = 1 if self._on_gpu else num_threads
+
+    @property
+    def num_threads(self) -> int:
+        """Runs at once."""
+        return self._num_threads or max(1, cv2.getNumThreads())
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         """Return the scale and the orientation histograms of a batch, from inputs by name."""
@@ -326,7 +342,8 @@ class _OpenCVEngine:
     batch = _BATCH
     num_threads = 1  # of ours; it has OpenCV's
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, providers: tuple[str, ...]) -> None:
+        _warn_of_missing(providers, [_CPU_PROVIDER])
         self._lock = threading.Lock()  # the network holds its input and its outputs
         self.providers: tuple[str, ...] = ("OpenCV",)
         content = np.frombuffer(model, np.uint8)

@@ -148,13 +148,10 @@ class SiftRule:
 class AffineRule:
     """AffineFeature finds its view in class_id and hands the other fields to its backend.
 
-    The keypoints are written for its first view, which shows the image as it is.
-
-    Attributes:
-        backend: Rule of the backend. OpenCV does not tell which it is: SIFT is assumed.
+    The keypoints are written for its first view, which shows the image as it is. OpenCV does not
+    tell which backend it has: SIFT is assumed.
     """
 
-    backend: SiftRule = SiftRule()
     name: str = "affine"
     class_id_is_free: bool = False
     keeps_angle: bool = True
@@ -162,7 +159,7 @@ class AffineRule:
 
     def write(self, keypoints: KeypointArrays, image_size: tuple[int, int]) -> KeypointArrays:
         """Return the keypoints as the backend reads them in the first view; see `FieldRule`."""
-        posed = self.backend.write(keypoints, image_size)
+        posed = SiftRule().write(keypoints, image_size)
         return replace(posed, class_id=np.zeros_like(posed.class_id))
 
 
@@ -175,7 +172,7 @@ class OrbRule:
 
     Attributes:
         patch_size: Side of the window on its level, pixels.
-        scale_factor: Between levels.
+        scale_factor: Between levels; 1: all of them are the image itself.
         first_level: Level that holds the image itself.
     """
 
@@ -185,7 +182,11 @@ class OrbRule:
     name: str = "orb"
     class_id_is_free: bool = True
     keeps_angle: bool = True
-    keeps_scale: bool = True
+
+    @property
+    def keeps_scale(self) -> bool:
+        """Whether the levels differ in size; see `FieldRule`."""
+        return self.scale_factor > 1
 
     def write(self, keypoints: KeypointArrays, image_size: tuple[int, int]) -> KeypointArrays:
         """Return the keypoints with the octave of their size; see `FieldRule`."""
@@ -198,6 +199,8 @@ class OrbRule:
         return replace(posed, size_px=window_px.astype(np.float32), octave=octave)
 
     def _steps(self, ratio: Float64 | float) -> Float64:
+        if not self.keeps_scale:
+            return np.zeros_like(ratio, np.float64)
         return np.asarray(np.log(ratio) / np.log(self.scale_factor))
 
 

@@ -154,7 +154,8 @@ def keypoints_from_colmap(
         size_px, angle_deg = _read_shapes("rows", shapes, COLMAP_SCALE_PER_SIZE)
     else:
         _check_positive("rows", "a scale", table[:, 2])
-        size_px, angle_deg = table[:, 2] / COLMAP_SCALE_PER_SIZE, np.degrees(table[:, 3])
+        size_px = table[:, 2] / COLMAP_SCALE_PER_SIZE
+        angle_deg = _positive_deg(np.degrees(table[:, 3]))
     return _write(table[:, :2] - COLMAP_PIXEL_CENTER, size_px, angle_deg, image_size, descriptor)
 
 
@@ -185,7 +186,8 @@ def keypoints_from_array(
             this descriptor, as in :func:`keypoints_from_laf`, and sizes must be characteristic.
 
     Returns:
-        N keypoints in order. Angles are brought into [0, 360), all but -1, which means none.
+        N keypoints in order. Angles are brought into [0, 360), all but -1, which means none;
+        for DAISY, which raises on it, it becomes 0.
 
     Raises:
         TypeError: Not an array of numbers.
@@ -198,16 +200,15 @@ def keypoints_from_array(
         raise ValueError(f"array: expected (N, 7), got {table.shape}")
     _check_positive("array", "a size", table[:, 2])
     _check_whole(table[:, 5:])
+    no_angle = table[:, 3] == _NO_ANGLE_DEG
+    turned = np.where(no_angle, np.float32(_NO_ANGLE_DEG), _positive_deg(table[:, 3]))
     if descriptor is not None:
         if image_size is None:
             raise ValueError("image_size: expected (height, width) with a descriptor, got None")
-        return _write(table[:, :2], table[:, 2], table[:, 3], image_size, descriptor, table[:, 4])
-    turned = np.where(table[:, 3] == _NO_ANGLE_DEG, table[:, 3], _positive_deg(table[:, 3]))
+        return _write(table[:, :2], table[:, 2], turned, image_size, descriptor, table[:, 4])
     real, whole = table.astype(np.float32), table[:, 5:].astype(np.int32)
     return keypoints_from_arrays(
-        KeypointArrays(
-            real[:, :2], real[:, 2], turned.astype(np.float32), real[:, 4], whole[:, 0], whole[:, 1]
-        )
+        KeypointArrays(real[:, :2], real[:, 2], turned, real[:, 4], whole[:, 0], whole[:, 1])
     )
 
 
@@ -226,17 +227,17 @@ def _turns_deg(arrays: KeypointArrays) -> NDArray[np.float64]:
 
 def _read_shapes(
     name: str, shapes: NDArray[np.float64], scale_per_size: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(N,) sizes and angles of (N, 2, 2) shapes."""
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """(N,) sizes, and angles in [0, 360), of (N, 2, 2) shapes."""
     _check_positive(name, "a determinant", np.linalg.det(shapes))
     scale, angle_deg = nearest_similarity(shapes)
-    return scale / scale_per_size, angle_deg
+    return scale / scale_per_size, _positive_deg(angle_deg)
 
 
 def _write(
     xy_px: NDArray[np.float64],
     size_px: NDArray[np.float64],
-    angle_deg: NDArray[np.float64],
+    angle_deg: NDArray[np.float32],
     image_size: tuple[int, int],
     descriptor: Any,
     response: NDArray[np.float64] | None = None,
@@ -248,7 +249,7 @@ def _write(
     arrays = KeypointArrays(
         xy_px=xy_px.astype(np.float32),
         size_px=size_px.astype(np.float32),
-        angle_deg=_positive_deg(angle_deg).astype(np.float32),
+        angle_deg=angle_deg,
         response=np.zeros(count, np.float32) if response is None else response.astype(np.float32),
         octave=np.zeros(count, np.int32),
         class_id=np.full(count, -1, np.int32),

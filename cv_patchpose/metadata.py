@@ -108,8 +108,6 @@ class ModelMetadata:
             found = document.get("format") if isinstance(document, dict) else type(document)
             raise ValueError(f"format: expected {METADATA_FORMAT}, got {found!r}")
         entries = {name: value for name, value in document.items() if name != "format"}
-        for later in ("takes_prior", "point_window_px"):  # absent from the first models
-            entries.setdefault(later, getattr(cls, later))
         _check_names("entries", entries, {f.name for f in fields(cls)} - {"color"})
         try:
             grid, color = _grid_from_entry(dict(entries.pop("grid")))

@@ -25,7 +25,8 @@ features.mkdir(parents=True, exist_ok=True)
 sift, assigner = cv2.SIFT.create(nfeatures=8000), PatchPoseAssigner(top_k=2)
 
 for path in sorted(photographs.iterdir()):
-    image = cv2.imread(str(path))
+    # As it lies in the file: COLMAP does not turn photographs by their EXIF orientation.
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:  # no photograph
         continue
     posed = assigner.assign(image, sift.detect(image))

@@ -161,6 +161,29 @@ class TestDescriptors:
         assert fields(orb) == fields(again)
         assert fields(assigner.assign(disc(), [point()])[0]) == fields(sift)
 
+    @pytest.mark.parametrize(
+        ("found_by", "given", "factor"),
+        [
+            (cv2.ORB.create(300, patchSize=21), {"descriptor": cv2.ORB.create(patchSize=21)}, 6),
+            (create_detector("brisk", 300), {"detector": "brisk", "descriptor": "vgg"}, 1),
+        ],
+    )
+    def test_what_is_estimated_for_one_call_is_what_it_writes(
+        self, photograph, found_by, given, factor
+    ):
+        found, assigner = found_by.detect(photograph), PatchPoseAssigner(keep_duplicates=True)
+        poses = assigner.estimate(photograph, found, **given)
+        posed = assigner.assign(photograph, found, **given)
+        sizes = [found[i].size for i in poses.keypoint_index] * poses.scale
+        np.testing.assert_allclose([k.size for k in posed], factor * sizes, rtol=1e-5)
+        np.testing.assert_allclose([k.angle for k in posed], poses.angle_deg, rtol=1e-5)
+        usual = assigner.estimate(photograph, found)
+        assert not np.allclose(usual.scale, poses.scale, rtol=0.01)
+        seen = assigner.histograms(photograph, found, **given)
+        other = PatchPoseAssigner(**given).histograms(photograph, found)
+        np.testing.assert_array_equal(seen.scale, other.scale)
+        assert not np.array_equal(seen.scale, assigner.histograms(photograph, found).scale)
+
     @pytest.mark.parametrize("name", DESCRIPTORS)
     def test_every_descriptor_can_be_named(self, toy_model, name):
         with warnings.catch_warnings():

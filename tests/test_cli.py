@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -286,6 +287,22 @@ class TestExample:
         turned = np.radians([k.angle for k in expected])
         np.testing.assert_allclose(rows[:, 3], turned, atol=1e-3)
         np.testing.assert_allclose(np.linalg.norm(rows[:, 4:], axis=1), 512, rtol=0.05)
+
+    def test_features_for_colmap_lie_as_in_the_file(self, photograph, tmp_path):
+        """EXIF orientation 6: shown upright, the rows of the file are columns."""
+        photographs, features = tmp_path / "photographs", tmp_path / "features"
+        photographs.mkdir()
+        tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
+        exif = b"Exif\0\0" + tiff
+        encoded = cv2.imencode(".jpg", photograph[:200])[1].tobytes()
+        segment = struct.pack(">HH", 0xFFE1, 2 + len(exif)) + exif
+        (photographs / "turned.jpg").write_bytes(encoded[:2] + segment + encoded[2:])
+        assert cv2.imread(str(photographs / "turned.jpg")).shape == (512, 200, 3)
+        command = [sys.executable, self.script.with_name("colmap_features.py")]
+        subprocess.run([*command, photographs, features], capture_output=True, check=True)
+        x, y = np.loadtxt(features / "turned.jpg.txt", skiprows=1)[:, :2].T
+        assert x.max() > 400
+        assert y.max() <= 200
 
 
 class TestInfo:

@@ -66,7 +66,14 @@ class TestDetectors:
 
     @pytest.mark.parametrize(
         "settings",
-        [{}, {"scaleFactor": 1.5}, {"patchSize": 21}, {"firstLevel": 2}, {"nlevels": 12}],
+        [
+            {},
+            {"scaleFactor": 1.5},
+            {"patchSize": 21},
+            {"firstLevel": 2},
+            {"nlevels": 12},
+            {"scaleFactor": 1.0, "nlevels": 1},
+        ],
     )
     def test_levels_of_orb(self, photographs, settings):
         orb = cv2.ORB.create(nfeatures=3000, **settings)
@@ -249,6 +256,15 @@ class TestSettings:
         for field, values in written[0].items():
             np.testing.assert_allclose(written[1][field], values, rtol=1e-6)
 
+    def test_orb_of_one_level_describes_all_sizes(self):
+        orb = cv2.ORB.create(scaleFactor=1.0, nlevels=1)
+        sizes = np.float32([1, 4, 10, 50, 200])
+        given = replace(keypoints(5, x=200.0, y=150.0), size_px=sizes)
+        written = rule_for(orb).write(given, (300, 400))
+        np.testing.assert_array_equal(written.octave, 0)
+        _, rows = orb.compute(texture((300, 400)), keypoints_from_arrays(written))
+        assert len(rows) == 5
+
     def test_those_of_sift_are_read(self):
         sift = cv2.SIFT.create(nOctaveLayers=4, sigma=2.0)
         assert rule_for(sift) == SiftRule(layers=4, sigma=2.0)
@@ -260,6 +276,7 @@ class TestSettings:
             ("DAISY", {}, False, False),
             ("LATCH", {"rotationInvariance": False}, False, False),
             ("FREAK", {"scaleNormalized": False}, False, False),
+            ("ORB", {"scaleFactor": 1.0, "nlevels": 1}, True, False),
             ("VGG", {"use_scale_orientation": False}, False, False),
             ("BoostDesc", {"use_scale_orientation": False}, False, False),
             ("AKAZE", {"descriptor_type": 4}, False, True),

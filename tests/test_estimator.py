@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +134,14 @@ class TestChoice:
         with pytest.raises(ValueError, match="engine: expected an onnxruntime that can be import"):
             PoseEstimator(toy_model, engine="onnxruntime")
 
+    def test_providers_are_missed_where_opencv_takes_over(self, toy_model, monkeypatch, caplog):
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        PoseEstimator(toy_model, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+        (record,) = caplog.records
+        assert (
+            record.getMessage() == "the execution provider CUDAExecutionProvider is not available"
+        )
+
     def test_opencv_takes_over_where_it_is_broken(self, toy_model, monkeypatch, tmp_path, caplog):
         folder = tmp_path / "onnxruntime"
         folder.mkdir()
@@ -143,6 +153,13 @@ class TestChoice:
         assert "onnxruntime fails: DLL load failed" in caplog.text
         with pytest.raises(ValueError, match=r"engine: expected an onnxruntime .* DLL load failed"):
             PoseEstimator(toy_model, engine="onnxruntime")
+
+    def test_a_bundled_model_is_pickled_by_name(self, toy_model, monkeypatch):
+        original = PoseEstimator("polar")
+        pickled = pickle.dumps(original)
+        assert str(original.path.parent).encode() not in pickled
+        monkeypatch.setattr("cv_patchpose.estimator._bundled_path", lambda name: toy_model)
+        assert pickle.loads(pickled).path == toy_model
 
     def test_a_copy_chooses_anew(self, toy_model, monkeypatch):
         pytest.importorskip("onnxruntime")
@@ -181,6 +198,35 @@ class TestChoice:
         monkeypatch.setattr(estimator._engine, "run", run_here_only)
         with pytest.raises(RuntimeError, match="elsewhere"):
             estimator.histograms(patches(8 * estimator.batch))
+
+    def test_a_thread_that_outlives_the_main_one_is_served(self, toy_model):
+        pytest.importorskip("onnxruntime")
+        program = f"""
+            import threading, time
+            import numpy as np
+            from cv_patchpose.estimator import PoseEstimator
+
+            estimator = PoseEstimator({str(toy_model)!r}, num_threads=2)
+
+            def work():
+                threading.main_thread().join()
+                time.sleep(0.2)  # the interpreter is shutting down
+                print(len(estimator.histograms(np.zeros((500, 1, 40, 80), np.float32)).scale))
+
+            threading.Thread(target=work).start()
+        """
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == "500\n", done.stderr
+
+    def test_opencv_s_threads_are_asked_for_at_each_call(self, toy_model, monkeypatch):
+        pytest.importorskip("onnxruntime")
+        free, fixed = PoseEstimator(toy_model), PoseEstimator(toy_model, num_threads=2)
+        one = fixed.batch // 2
+        for count, batches in ((5, 5), (1, 1), (0, 1)):
+            monkeypatch.setattr(cv2, "getNumThreads", lambda count=count: count)
+            assert free.batch == batches * one
+            assert fixed.batch == 2 * one
 
     def test_a_gpu_gets_large_batches_bound_to_it(self, toy_model, monkeypatch):
         """The path of a GPU, on the processor: the binding is the same for both."""
@@ -285,6 +331,13 @@ class TestMetadata:
         assert 'expected an ONNX model with "patchpose" metadata, format 1, got' in str(
             caught.value
         )
+
+    @pytest.mark.parametrize("entry", ["takes_prior", "point_window_px"])
+    def test_entries_are_not_guessed(self, entry):
+        entries = json.loads(ModelMetadata("a", PolarGrid(), PoseBins()).to_json())
+        del entries[entry]
+        with pytest.raises(ValueError, match=f"missing or foreign {entry}"):
+            ModelMetadata.from_json(json.dumps(entries))
 
     @pytest.mark.parametrize("text", ["{", "[]", "3", "{}"])
     def test_other_json_is_a_model_error(self, replace_metadata, text):

@@ -123,10 +123,21 @@ def test_array_keeps_no_angle_and_wraps_the_others():
     rows[:, 2] = 1
     rows[:, 3] = (-1, -90, 725, 359.9999999)
     assert [k.angle for k in keypoints_from_array(rows)] == [-1, 270, 5, 0]
-    assert [k.angle for k in keypoints_from_array(rows, IMAGE_SIZE, descriptor="sift")][1:3] == [
-        270,
-        5,
-    ]
+    for descriptor, none in (("sift", -1), ("akaze", -1), ("daisy", 0)):
+        found = keypoints_from_array(rows, IMAGE_SIZE, descriptor=descriptor)
+        assert [k.angle for k in found] == [none, 270, 5, 0]
+
+
+def test_frames_and_colmap_rows_always_have_an_angle():
+    turn = np.radians(-1.0)
+    along, across = np.cos(turn), np.sin(turn)
+    row = [9, 9, along, -across, across, along]
+    for found in (
+        keypoints_from_colmap([[9, 9, 1, turn]], IMAGE_SIZE),
+        keypoints_from_colmap([row], IMAGE_SIZE),
+        keypoints_from_laf([[[along, -across, 9], [across, along, 9]]], IMAGE_SIZE),
+    ):
+        assert found[0].angle == pytest.approx(359)
 
 
 def test_convention_colmap_pixel_centre_is_half_and_scale_is_sigma():
