@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures every accuracy figure of the README into docs/results, in about ten minutes on two cores.
-# PAIRS holds scenes in HPatches' layout, HELD_OUT photographs not trained on (a run's
-# validation.txt names them), WEIGHTS the published weights of OriNet.
+# PAIRS holds scenes in HPatches' layout, HELD_OUT photographs not trained on (here COCO128),
+# WEIGHTS the published weights of OriNet.
 set -euo pipefail
 if (($# != 3)); then
     echo "usage: $0 PAIRS HELD_OUT WEIGHTS" >&2

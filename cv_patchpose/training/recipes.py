@@ -46,11 +46,12 @@ RINGS_48 = replace(
     floor=0.001,
     synthesis=SynthesisConfig(magnification=21.0),
 )
+RINGS_64 = replace(RINGS_48, stem_channels=64, channels=(64, 64, 64))
 RINGS_192 = replace(RINGS_48, stem_channels=192, channels=(192, 192, 192), hidden=128)
 # The first recipe of a network is its default.
 RECIPES: dict[str, dict[str, TrainConfig]] = {
     "polar": {"polar": TrainConfig()},
-    "rings": {"rings": RINGS, "rings-48": RINGS_48, "rings-192": RINGS_192},
+    "rings": {"rings": RINGS, "rings-48": RINGS_48, "rings-64": RINGS_64, "rings-192": RINGS_192},
     "resnet18": {"paper": PAPER, "pairs": PAIRS, "views": VIEWS},
 }
 
@@ -60,8 +61,8 @@ def recipe(network: str, name: str | None = None) -> TrainConfig:
 
     Args:
         network: "polar", "rings" or "resnet18".
-        name: One of the network's recipes: "polar"; for rings "rings", or "rings-48" and
-            "rings-192", which have the shapes, windows and losses of the bundled models; for
+        name: One of the network's recipes: "polar"; for rings "rings", or "rings-48", "rings-64"
+            and "rings-192", of so many channels, with the losses of the bundled models; for
             resnet18 "paper" (Lee, Jeong, Cho, BMVC 2021: SGD at 3.0 with momentum 0.9, batches of
             64, temperature 20, the alignment loss on PatchPose pairs, in float32, without a
             warm-up), "pairs" (ours on the same pairs: AdamW and the overlap loss) or "views" (the
