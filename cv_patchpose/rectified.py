@@ -17,7 +17,7 @@ from cv_patchpose.field_rules import WINDOW
 from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import ImagePyramid, SquareGrid, build_pyramid, sample_square
-from cv_patchpose.pyramid import check_unit_range, stretch_contrast
+from cv_patchpose.pyramid import stretch_contrast
 
 _MOSAIC_PX = 1 << 19  # pixels of a mosaic, which bounds memory: DAISY takes some 150 bytes for each
 _BORDER_PX = 32  # around a mosaic, for extractors that drop keypoints near the border
@@ -85,7 +85,6 @@ def describe(
     with naming({"name": "extractor", "descriptor": "extractor"}):
         view = _view_of(create_extractor(extractor) if isinstance(extractor, str) else extractor)
     pyramid = build_pyramid(stretch_contrast(image), color=view.color)
-    check_unit_range(pyramid.levels[0])
     height, width = pyramid.levels[0].shape[:2]
     arrays = arrays_from_keypoints(keypoints, image_size=(height, width))
     if len(arrays) == 0:

@@ -282,6 +282,14 @@ class TestImages:
         assert np.isfinite(rows).all()
         assert name != "kaze" or not rows.any()
 
+    @pytest.mark.parametrize("value", [0.5, 300, -7])
+    def test_floats_of_one_value_are_black(self, value):
+        point = [cv2.KeyPoint(50, 50, 9, 30)]
+        black, flat = np.zeros((2, 100, 100), np.float32)
+        flat[:] = value
+        rows = [describe(image, point, "sift")[1] for image in (flat, black)]
+        np.testing.assert_array_equal(*rows)
+
     @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (5, 5)])
     def test_small_images(self, shape):
         image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
@@ -306,9 +314,11 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"keypoints: expected {message}"):
             describe(photograph, [cv2.KeyPoint(5, 5, 9), point], "kaze")
 
-    def test_values_beyond_the_range_that_cannot_be_stretched_are_refused(self):
-        with pytest.raises(ValueError, match=r"float32 values in \[0, 1\], got 255 to 255"):
-            describe(np.full((50, 50), 255, np.float32), [], "sift")
+    def test_values_that_cannot_be_stretched_are_refused(self):
+        image = np.zeros((50, 50), np.float32)
+        image[3, 4] = np.inf
+        with pytest.raises(ValueError, match="image: expected finite values"):
+            describe(image, [], "sift")
 
     def test_what_is_no_keypoint_is_refused(self, photograph):
         with pytest.raises(TypeError, match=r"keypoints: expected a list or tuple"):
