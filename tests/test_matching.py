@@ -181,6 +181,21 @@ class TestRatio:
         assert pairs(found) == pairs(tuple(expected))
         np.testing.assert_allclose([m.distance for m in found], [m.distance for m in expected])
 
+    def test_sift_of_eight_bits_is_no_binary_descriptor(self, photograph):
+        sift = cv2.SIFT.create(
+            nfeatures=300,
+            nOctaveLayers=3,
+            contrastThreshold=0.04,
+            edgeThreshold=10,
+            sigma=1.6,
+            descriptorType=cv2.CV_8U,
+        )
+        found, rows = sift.detectAndCompute(photograph, None)
+        assert rows.dtype == np.uint8
+        blurred = sift.compute(cv2.GaussianBlur(photograph, (0, 0), 1.5), found)[1]
+        expected = ratio_test(blurred, rows, found, norm=sift.defaultNorm())
+        assert pairs(ratio_test(blurred, rows, found)) == pairs(expected) != []
+
     def test_mutual_matches_only(self):
         first = np.array([[0, 0], [0.1, 0]], np.float32)
         second = np.array([[0.3, 0], [9, 9]], np.float32)
