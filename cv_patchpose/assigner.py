@@ -27,7 +27,7 @@ from cv_patchpose.histograms import (
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.options import AssignerOptions
 from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
-from cv_patchpose.pyramid import check_unit_range, stretch_contrast
+from cv_patchpose.pyramid import stretch_contrast
 from cv_patchpose.support import Support, choose_support
 
 _BLANK_SPREAD = 1e-4  # far below one step of 8 bits, also in patches of unit variance
@@ -271,8 +271,6 @@ class PatchPoseAssigner:
     ) -> tuple[ImagePyramid, KeypointArrays]:
         metadata = self._estimator.metadata
         pyramid = build_pyramid(stretch_contrast(image), color=metadata.color)
-        if not metadata.standardize:  # such a model knows no other contrast
-            check_unit_range(pyramid.levels[0])
         return pyramid, arrays_from_keypoints(keypoints, image_size=_image_size(pyramid))
 
     def _chunks(self, count: int) -> list[slice]:

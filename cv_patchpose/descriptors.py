@@ -20,6 +20,7 @@ from cv_patchpose.field_rules import (
     PlainRule,
     SiftRule,
 )
+from cv_patchpose.opencv import find_class, require_class
 
 __all__ = ["DESCRIPTORS", "VARIANTS", "FieldRule", "SiftRule", "create_extractor", "rule_for"]
 
@@ -42,13 +43,6 @@ class _Descriptor:
     create: Callable[[Any], Any]
     read_rule: Callable[[Any], FieldRule]
     rule: FieldRule
-
-    def find_class(self) -> Any:
-        """Return the cv2 class, None if this OpenCV has none."""
-        rooms = (cv2, getattr(cv2, "xfeatures2d", None))
-        return next(
-            (getattr(r, self.class_name) for r in rooms if hasattr(r, self.class_name)), None
-        )
 
 
 def rule_for(descriptor: Any) -> FieldRule:
@@ -87,13 +81,7 @@ def create_extractor(name: str) -> Any:
     if not isinstance(name, str) or name not in _TABLE:
         raise ValueError(f"name: expected one of {', '.join(_TABLE)}, got {name!r}")
     entry = _TABLE[name]
-    extractor_class = entry.find_class()
-    if extractor_class is None:
-        raise ImportError(
-            f"OpenCV {cv2.__version__} is built without {entry.class_name}: "
-            "pip install opencv-contrib-python instead of opencv-python"
-        )
-    return entry.create(extractor_class)
+    return entry.create(require_class(entry.class_name))
 
 
 def _name_of(descriptor: Any) -> str:
@@ -101,7 +89,7 @@ def _name_of(descriptor: Any) -> str:
     if isinstance(descriptor, str) and descriptor in _TABLE:
         return descriptor
     for name, entry in _TABLE.items():
-        extractor_class = entry.find_class()
+        extractor_class = find_class(entry.class_name)
         if extractor_class is not None and isinstance(descriptor, extractor_class):
             return name
     found = repr(descriptor) if isinstance(descriptor, str) else type(descriptor).__name__

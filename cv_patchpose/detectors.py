@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.field_rules import BRISK_WINDOW, WINDOW, AkazeRule
+from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
+from cv_patchpose.opencv import find_class, require_class
+from cv_patchpose.pyramid import Image, convert_channels
 
 Measures: TypeAlias = Literal["pose", "scale", "extent", "place"]
 
@@ -65,7 +68,7 @@ DETECTORS = tuple(_TRAITS)
 
 # Sides of an image below which OpenCV's detectors fail, some of them (Star, MSD, TBMR) by a crash.
 _SMALLEST_SIDE_PX = 8
-_SMALLEST_SIDE_OF_PX = {"msd": 24}
+_SMALLEST_SIDE_OF_PX = {"MSDDetector": 24}
 
 # Harris responses spread over more decades than the smaller eigenvalue.
 _HARRIS_QUALITY = 1e-5
@@ -86,7 +89,7 @@ def detector_traits(detector: Any) -> DetectorTraits:
     if isinstance(detector, str) and detector in _TRAITS:
         return _TRAITS[detector]
     for traits in _TRAITS.values():
-        detector_class = _find_class(traits.class_name)
+        detector_class = find_class(traits.class_name)
         if detector_class is not None and isinstance(detector, detector_class):
             return traits
     found = repr(detector) if isinstance(detector, str) else type(detector).__name__
@@ -99,7 +102,7 @@ def detect(image: Any, detector: str, max_points: int) -> tuple[cv2.KeyPoint, ..
     """Detect the strongest points of an image, each with all its orientations.
 
     Args:
-        image: (H, W) or BGR, uint8.
+        image: (H, W), BGR or BGRA, uint8.
         detector: One of `DETECTORS`, at OpenCV's default settings; "harris" is GFTT with Harris'
             response.
         max_points: Most points; a point with several orientations counts once. Detectors that
@@ -116,16 +119,48 @@ def detect(image: Any, detector: str, max_points: int) -> tuple[cv2.KeyPoint, ..
     """
     if max_points < 1:
         raise ValueError(f"max_points: expected at least 1, got {max_points}")
-    height, width = image.shape[:2]
-    least = _SMALLEST_SIDE_OF_PX.get(detector, _SMALLEST_SIDE_PX)
+    least, (height, width) = smallest_side_px(detector), image.shape[:2]
     if min(height, width) < least:
         raise ValueError(
             f"image: expected sides of at least {least} px for {detector}, got {width} x {height}"
         )
-    found = arrays_from_keypoints(create_detector(detector, max_points).detect(image, None))
+    pixels = pixels_for(detector, image)
+    found = arrays_from_keypoints(create_detector(detector, max_points).detect(pixels, None))
     if detector_traits(detector).measures != "pose":
-        found = replace(found, angle_deg=np.full(len(found), -1, np.float32))
+        found = replace(found, angle_deg=np.full(len(found), NO_ANGLE_DEG, np.float32))
     return keypoints_from_arrays(found.take(strongest_index(found, max_points)))
+
+
+def smallest_side_px(detector: Any) -> int:
+    """Return how long the sides of an image must be for a detector not to fail.
+
+    Args:
+        detector: One of `DETECTORS` or a cv2 detector object.
+
+    Raises:
+        ValueError: An unknown detector.
+    """
+    return _SMALLEST_SIDE_OF_PX.get(detector_traits(detector).class_name, _SMALLEST_SIDE_PX)
+
+
+def pixels_for(detector: Any, image: Image) -> Image:
+    """Return an image as a detector can read it: MSER in colour, the others in grey.
+
+    HarrisLaplace would take the bytes of BGR for those of a grey image, MSER those of BGRA for BGR.
+
+    Args:
+        detector: One of `DETECTORS` or a cv2 detector object.
+        image: (H, W), BGR or BGRA, uint8.
+
+    Returns:
+        (H, W), or BGR for MSER.
+
+    Raises:
+        ValueError: An unknown detector.
+    """
+    if detector_traits(detector).class_name != "MSER":
+        return convert_channels(image, color=False)
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2BGR) if image.shape[2:] == (4,) else image
 
 
 def strongest_index(keypoints: KeypointArrays, count: int) -> NDArray[np.int64]:
@@ -162,15 +197,4 @@ def create_detector(name: str, max_points: int) -> Any:
             "qualityLevel": _HARRIS_QUALITY,
         },
     }
-    detector_class = _find_class(class_name)
-    if detector_class is None:
-        raise ImportError(
-            f"OpenCV {cv2.__version__} is built without {class_name}: "
-            "pip install opencv-contrib-python instead of opencv-python"
-        )
-    return detector_class.create(**options.get(name, {}))
-
-
-def _find_class(name: str) -> Any:
-    rooms = (cv2, getattr(cv2, "xfeatures2d", None))
-    return next((getattr(room, name) for room in rooms if hasattr(room, name)), None)
+    return require_class(class_name).create(**options.get(name, {}))

@@ -72,9 +72,10 @@ def draw_matches_before_after(
     Returns:
         (H', W', 3) uint8, BGR.
     """
+    blank, corners, zooms = _side_by_side(_soften(image1), _soften(image2))
     rows = []
     for title, matches, other in zip(titles, (before, after), (after, before), strict=True):
-        images, corners, zooms = _side_by_side(_soften(image1), _soften(image2))
+        images = blank.copy()
         _draw_inliers(images, matches, other, corners, zooms)
         rows += [_caption(title, matches, other, counted, images.shape[1]), images]
     width = rows[0].shape[1]

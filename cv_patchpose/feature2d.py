@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from types import NoneType
 from typing import Any, TypeAlias
 
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.descriptors import create_extractor, rule_for
-from cv_patchpose.detectors import create_detector, detector_traits
+from cv_patchpose.detectors import create_detector, detector_traits, pixels_for, smallest_side_px
 from cv_patchpose.errors import naming
 from cv_patchpose.keypoints import arrays_from_keypoints
-from cv_patchpose.pyramid import check_unit_range, read_pixels, stretch_contrast
+from cv_patchpose.pyramid import check_unit_range, stretch_contrast
 from cv_patchpose.rectified import describe
 
 _MAX_POINTS = 1000  # of the detectors that need a number, by name
@@ -34,9 +35,10 @@ class PatchPoseFeature2D:
     have been turned and scaled beforehand, see `describe`, and so get the learned pose as well.
 
     Images are bool, uint8, uint16 or float32; grey, BGR or BGRA; arrays or cv2.UMat. They are
-    stretched as for `PatchPoseAssigner.assign`; detectors and extractors see 8 bits of them. They
-    are not written to. Masks are uint8 and of the image's size; detectors look where they are not
-    0.
+    stretched as for `PatchPoseAssigner.assign`; detectors and extractors see 8 bits of them, known
+    detectors in the channels that they read. They are not written to. Masks are uint8 and of the
+    image's size; detectors look where they are not 0. Points found beyond the border are left out,
+    and images of less than 8 pixels, where some detectors crash, have none.
 
     Not changed by use. Can be pickled and copied if detector and extractor are given by name.
 
@@ -187,11 +189,17 @@ class PatchPoseFeature2D:
         pixels = _to_8_bits(image)
         if pixels is None:
             return ()
-        found = self._detector.detect(pixels, _check_mask(mask, pixels.shape[:2]))
+        size = pixels.shape[0], pixels.shape[1]
+        looked_at = _check_mask(mask, size)
+        if self._known_detector is not None:
+            if min(size) < smallest_side_px(self._known_detector):
+                return ()
+            pixels = pixels_for(self._known_detector, pixels)
+        found = tuple(self._detector.detect(pixels, looked_at))
+        # AffineFeature finds points that lie a little beyond the border.
+        found = tuple(compress(found, arrays_from_keypoints(found).inside(size)))
         target = self._given["extractor"] if self._on_image else "sift"
-        return self._assigner.assign(
-            image, tuple(found), descriptor=target, detector=self._known_detector
-        )
+        return self._assigner.assign(image, found, descriptor=target, detector=self._known_detector)
 
     def _compute_one(self, image: Any, keypoints: Sequence[Any]) -> tuple[Keypoints, Any]:
         pixels = _to_8_bits(image)
@@ -235,7 +243,7 @@ def _to_8_bits(image: Any) -> NDArray[np.uint8] | None:
     given: Any = image.get() if isinstance(image, cv2.UMat) else image
     if given is None or (isinstance(given, np.ndarray) and given.size == 0):
         return None
-    array = read_pixels(stretch_contrast(given))
+    array = stretch_contrast(given)
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:

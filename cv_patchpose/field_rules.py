@@ -269,28 +269,14 @@ class KazeRule:
 
 def _checked(keypoints: KeypointArrays, image_size: tuple[int, int]) -> KeypointArrays:
     """Return the keypoints with sizes and angles within bounds; ValueError for senseless ones."""
-    height, width = image_size
-    xy_px, size_px, angle_deg = keypoints.xy_px, keypoints.size_px, keypoints.angle_deg
-    inside = (xy_px >= -0.5) & (xy_px <= (width - 0.5, height - 0.5))
-    _check(inside[:, 0] & inside[:, 1], f"centres on the {width} x {height} image", xy_px)
-    _check(np.isfinite(size_px) & (size_px > 0), "finite sizes above 0", size_px)
-    _check(np.isfinite(angle_deg), "finite angles", angle_deg)
+    keypoints.check(image_size)
+    angle_deg = keypoints.angle_deg
     turned = np.where(angle_deg == NO_ANGLE_DEG, angle_deg, angle_deg % np.float32(360))
     # The remainder of a tiny negative angle rounds to 360.
     turned[turned >= 360] = 0
-    longest = max(height, width, _SMALLEST_SIZE_PX)
+    longest = max(*image_size, _SMALLEST_SIZE_PX)
     return replace(
         keypoints,
-        size_px=np.clip(size_px, np.float32(_SMALLEST_SIZE_PX), np.float32(longest)),
+        size_px=np.clip(keypoints.size_px, np.float32(_SMALLEST_SIZE_PX), np.float32(longest)),
         angle_deg=turned.astype(np.float32),
     )
-
-
-def _check(right: NDArray[np.bool_], expected: str, values: NDArray[np.float32]) -> None:
-    """Raise ValueError for the first of N keypoints that is not right; `values` is (N, ...)."""
-    wrong = np.flatnonzero(~right)
-    if len(wrong):
-        index = int(wrong[0])
-        raise ValueError(
-            f"keypoints: expected {expected}, got {values[index].tolist()} at index {index}"
-        )

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.keypoints import arrays_from_keypoints
+from cv_patchpose.keypoints import array_from_keypoints
 
 COLUMNS = ("x", "y", "size", "angle", "response", "octave", "class_id")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -178,8 +178,7 @@ def write_keypoints(path: Path, keypoints: Sequence[cv2.KeyPoint]) -> None:
 
     A .npz file holds it as float64 array `keypoints`, beside `columns`; a .csv file has a header.
     """
-    fields = vars(arrays_from_keypoints(keypoints)).values()
-    table = np.column_stack([np.asarray(field, np.float64) for field in fields])
+    table = array_from_keypoints(keypoints)
     buffer = io.BytesIO()
     if path.suffix.lower() == ".npz":
         np.savez_compressed(buffer, keypoints=table, columns=np.array(COLUMNS))

@@ -17,13 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.descriptors import rule_for
+from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.homography import nearest_similarity
-from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
+from cv_patchpose.keypoints import (
+    KeypointArrays,
+    array_from_keypoints,
+    arrays_from_keypoints,
+    keypoints_from_arrays,
+)
+
+__all__ = [
+    "COLMAP_PIXEL_CENTER",
+    "COLMAP_SCALE_PER_SIZE",
+    "KORNIA_SCALE_PER_SIZE",
+    "array_from_keypoints",
+    "colmap_from_keypoints",
+    "keypoints_from_array",
+    "keypoints_from_colmap",
+    "keypoints_from_laf",
+    "laf_from_keypoints",
+]
 
 KORNIA_SCALE_PER_SIZE = 6.0
 COLMAP_SCALE_PER_SIZE = 0.5
 COLMAP_PIXEL_CENTER = 0.5
-_NO_ANGLE_DEG = -1.0
 
 
 def laf_from_keypoints(
@@ -159,21 +176,6 @@ def keypoints_from_colmap(
     return _write(table[:, :2] - COLMAP_PIXEL_CENTER, size_px, angle_deg, image_size, descriptor)
 
 
-def array_from_keypoints(keypoints: Sequence[cv2.KeyPoint]) -> NDArray[np.float64]:
-    """Build an array of N keypoints.
-
-    Returns:
-        (N, 7) float64, which holds every field exactly: x, y, size, angle, response, octave,
-        class_id.
-
-    Raises:
-        TypeError: Not a list or tuple of cv2.KeyPoint.
-        ValueError: A keypoint that is not finite.
-    """
-    fields = vars(arrays_from_keypoints(keypoints)).values()
-    return np.column_stack([np.asarray(field, np.float64) for field in fields])
-
-
 def keypoints_from_array(
     array: Any, image_size: tuple[int, int] | None = None, *, descriptor: Any = None
 ) -> tuple[cv2.KeyPoint, ...]:
@@ -200,8 +202,8 @@ def keypoints_from_array(
         raise ValueError(f"array: expected (N, 7), got {table.shape}")
     _check_positive("array", "a size", table[:, 2])
     _check_whole(table[:, 5:])
-    no_angle = table[:, 3] == _NO_ANGLE_DEG
-    turned = np.where(no_angle, np.float32(_NO_ANGLE_DEG), _positive_deg(table[:, 3]))
+    no_angle = table[:, 3] == NO_ANGLE_DEG
+    turned = np.where(no_angle, np.float32(NO_ANGLE_DEG), _positive_deg(table[:, 3]))
     if descriptor is not None:
         if image_size is None:
             raise ValueError("image_size: expected (height, width) with a descriptor, got None")
@@ -222,7 +224,7 @@ def _shapes(arrays: KeypointArrays, scale_per_size: float) -> NDArray[np.float64
 
 def _turns_deg(arrays: KeypointArrays) -> NDArray[np.float64]:
     angle_deg = arrays.angle_deg.astype(np.float64)
-    return np.where(angle_deg == _NO_ANGLE_DEG, 0.0, angle_deg % 360.0)
+    return np.where(angle_deg == NO_ANGLE_DEG, 0.0, angle_deg % 360.0)
 
 
 def _read_shapes(

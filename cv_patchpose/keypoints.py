@@ -44,6 +44,33 @@ class KeypointArrays:
         """Return the keypoints of an (M,) index, in its order; an index may come twice."""
         return replace(self, **{name: value[index] for name, value in vars(self).items()})
 
+    def inside(self, image_size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Tell which centres lie on the pixels of a (height, width) image, (N,)."""
+        height, width = image_size
+        inside = (self.xy_px >= -0.5) & (self.xy_px <= (width - 0.5, height - 0.5))
+        return np.asarray(inside[:, 0] & inside[:, 1])
+
+    def check(
+        self, image_size: tuple[int, int] | None = None, *, argument: str = "keypoints"
+    ) -> None:
+        """Raise ValueError for the first keypoint that cannot be used.
+
+        Args:
+            image_size: (height, width) of the image that centres must lie on; None: of any.
+            argument: Name of what the keypoints were given as, for the messages.
+        """
+        size_px = self.size_px
+        _check(argument, np.isfinite(size_px) & (size_px > 0), "finite sizes above 0", size_px)
+        _check(argument, np.isfinite(self.angle_deg), "finite angles", self.angle_deg)
+        _check(argument, np.isfinite(self.response), "finite responses", self.response)
+        finite = np.isfinite(self.xy_px)
+        _check(argument, finite[:, 0] & finite[:, 1], "finite centres", self.xy_px)
+        if image_size is not None:
+            height, width = image_size
+            expected = f"centres on the {width} x {height} image"
+            hint = "; leave out what lies beyond its border"
+            _check(argument, self.inside(image_size), expected, self.xy_px, hint)
+
     def distinct_index(self) -> NDArray[np.int64]:
         """Return the (M,) ascending index of the first keypoint of each centre and size.
 
@@ -98,23 +125,16 @@ def arrays_from_keypoints(
             f"{argument}: expected a list or tuple of cv2.KeyPoint, got {type(keypoints).__name__}"
         )
     _check_types(argument, keypoints)
-    xy_px = np.asarray(cv2.KeyPoint.convert(keypoints), np.float32).reshape(-1, 2)
-    size_px = _read_field(keypoints, "size", np.float32)
-    angle_deg = _read_field(keypoints, "angle", np.float32)
-    response = _read_field(keypoints, "response", np.float32)
-    _check(argument, np.isfinite(size_px) & (size_px > 0), "finite sizes above 0", size_px)
-    _check(argument, np.isfinite(angle_deg), "finite angles", angle_deg)
-    _check(argument, np.isfinite(response), "finite responses", response)
-    finite = np.isfinite(xy_px)
-    _check(argument, finite[:, 0] & finite[:, 1], "finite centres", xy_px)
-    if image_size is not None:
-        height, width = image_size
-        inside = (xy_px >= -0.5) & (xy_px <= (width - 0.5, height - 0.5))
-        expected = f"centres on the {width} x {height} image"
-        _check(argument, inside[:, 0] & inside[:, 1], expected, xy_px)
-    octave = _read_field(keypoints, "octave", np.int32)
-    class_id = _read_field(keypoints, "class_id", np.int32)
-    return KeypointArrays(xy_px, size_px, angle_deg, response, octave, class_id)
+    arrays = KeypointArrays(
+        xy_px=np.asarray(cv2.KeyPoint.convert(keypoints), np.float32).reshape(-1, 2),
+        size_px=_read_field(keypoints, "size", np.float32),
+        angle_deg=_read_field(keypoints, "angle", np.float32),
+        response=_read_field(keypoints, "response", np.float32),
+        octave=_read_field(keypoints, "octave", np.int32),
+        class_id=_read_field(keypoints, "class_id", np.int32),
+    )
+    arrays.check(image_size, argument=argument)
+    return arrays
 
 
 def keypoints_from_arrays(arrays: KeypointArrays) -> tuple[cv2.KeyPoint, ...]:
@@ -130,6 +150,21 @@ def keypoints_from_arrays(arrays: KeypointArrays) -> tuple[cv2.KeyPoint, ...]:
             map(cv2.KeyPoint, *(c[part].tolist() for c in columns)) for part in parts
         )
     )
+
+
+def array_from_keypoints(keypoints: Sequence[cv2.KeyPoint]) -> NDArray[np.float64]:
+    """Build an array of N keypoints.
+
+    Returns:
+        (N, 7) float64, which holds every field exactly: x, y, size, angle, response, octave,
+        class_id.
+
+    Raises:
+        TypeError: Not a list or tuple of cv2.KeyPoint.
+        ValueError: A keypoint that is not finite.
+    """
+    fields = vars(arrays_from_keypoints(keypoints)).values()
+    return np.column_stack([np.asarray(field, np.float64) for field in fields])
 
 
 def _check_types(argument: str, keypoints: Sequence[cv2.KeyPoint]) -> None:
@@ -149,11 +184,15 @@ def _read_field(keypoints: Sequence[cv2.KeyPoint], name: str, dtype: Any) -> NDA
 
 
 def _check(
-    argument: str, right: NDArray[np.bool_], expected: str, values: NDArray[np.float32]
+    argument: str,
+    right: NDArray[np.bool_],
+    expected: str,
+    values: NDArray[np.float32],
+    hint: str = "",
 ) -> None:
     """Raise ValueError for the first of N keypoints that is not right; `values` is (N, ...)."""
     wrong = np.flatnonzero(~right)
     if len(wrong):
         index = int(wrong[0])
         found = values[index] if values.ndim == 1 else tuple(values[index].tolist())
-        raise ValueError(f"{argument}: expected {expected}, got {found} at index {index}")
+        raise ValueError(f"{argument}: expected {expected}, got {found} at index {index}{hint}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 
 _FEWEST_FOR_LOGOS = 6  # its five neighbours and the keypoint; it crashes with fewer
@@ -36,38 +38,42 @@ def match_logos(
     and a factor of 1.1 between neighbours and takes time with the square of the keypoints.
 
     Args:
-        keypoints1: N posed keypoints of image 1; not changed.
-        keypoints2: M posed keypoints of image 2; not changed.
+        keypoints1: N posed keypoints of image 1; not changed. Those without angle have no matches.
+        keypoints2: M posed keypoints of image 2, likewise.
         words1: (N,) visual word of each. Without a vocabulary: range(N).
         words2: (M,) visual word of each. Without a vocabulary: the index of the keypoint of image
             1 with the nearest descriptor.
 
     Returns:
-        Matches from image 1 to image 2, of distance 0; none with fewer than six keypoints in an
-        image.
+        Matches from image 1 to image 2, of distance 0; none with fewer than six posed keypoints in
+        an image.
 
     Raises:
         ImportError: OpenCV without its contrib modules.
         TypeError: Not keypoints, or words that are not whole numbers.
-        ValueError: A keypoint without angle, or not one word per keypoint.
+        ValueError: A keypoint that is not finite, or not one word per keypoint.
 
     Source: S. Lowry, H. Andreasson, IEEE Robotics and Automation Letters 2018, LOGOS; OpenCV's.
     """
     if not hasattr(cv2, "xfeatures2d"):
         raise ImportError("match_logos needs OpenCV's contrib: pip install opencv-contrib-python")
-    first = _posed_arrays("keypoints1", keypoints1)
-    second = _posed_arrays("keypoints2", keypoints2)
+    first = arrays_from_keypoints(keypoints1, argument="keypoints1")
+    second = arrays_from_keypoints(keypoints2, argument="keypoints2")
     labels1 = _check_words("words1", words1, len(first))
     labels2 = _check_words("words2", words2, len(second))
+    index1, index2 = (np.flatnonzero(_are_posed(arrays)) for arrays in (first, second))
+    first, second = first.take(index1), second.take(index2)
+    labels1, labels2 = labels1[index1], labels2[index2]
     if min(len(first), len(second)) < _FEWEST_FOR_LOGOS:
         return ()
     upright = _turned(second, -_common_turn(first, second, labels1, labels2))
+    found = cv2.xfeatures2d.matchLOGOS(
+        _counter_clockwise(first), _counter_clockwise(upright), labels1.tolist(), labels2.tolist()
+    )
     return tuple(
-        cv2.xfeatures2d.matchLOGOS(
-            _counter_clockwise(first), _counter_clockwise(upright),
-            labels1.tolist(), labels2.tolist(),
-        )
-    )  # fmt: skip
+        cv2.DMatch(int(index1[match.queryIdx]), int(index2[match.trainIdx]), match.distance)
+        for match in found
+    )
 
 
 def consistent_matches(
@@ -95,7 +101,8 @@ def consistent_matches(
     Args:
         keypoints1: Posed keypoints of image 1; not changed.
         keypoints2: Posed keypoints of image 2, with sizes that mean the same; not changed.
-        matches: N matches from image 1 to image 2.
+        matches: N matches from image 1 to image 2. Those of a keypoint without angle say nothing
+            of a turn: they are not kept and support none.
         tolerance: Most that a segment may differ from what a match says, as a share of its length:
             0.25 is a turn of 14 degrees or a zoom by 1.25.
         min_support: Fewest supporting matches.
@@ -105,8 +112,8 @@ def consistent_matches(
 
     Raises:
         TypeError: Not keypoints or not matches.
-        ValueError: A keypoint without angle, a match of keypoints that are not there, or an option
-            out of range.
+        ValueError: A keypoint that is not finite, a match of keypoints that are not there, or an
+            option out of range.
 
     Source: ours; after the pose votes of D. Lowe, IJCV 2004, section 7.4.
     """
@@ -114,9 +121,11 @@ def consistent_matches(
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
     if min_support < 1:
         raise ValueError(f"min_support: expected at least 1, got {min_support!r}")
-    first = _posed_arrays("keypoints1", keypoints1)
-    second = _posed_arrays("keypoints2", keypoints2)
+    first = arrays_from_keypoints(keypoints1, argument="keypoints1")
+    second = arrays_from_keypoints(keypoints2, argument="keypoints2")
     index = _match_index(matches, len(first), len(second))
+    posed = _are_posed(first)[index[:, 0]] & _are_posed(second)[index[:, 1]]
+    matches, index = list(compress(matches, posed)), index[posed]
     if len(index) <= min_support:
         return ()
     distance = np.array([match.distance for match in matches])
@@ -199,13 +208,9 @@ def _match_index(matches: Sequence[cv2.DMatch], count1: int, count2: int) -> NDA
     return index
 
 
-def _posed_arrays(name: str, keypoints: Sequence[cv2.KeyPoint]) -> KeypointArrays:
-    """Read keypoints that must have an angle."""
-    arrays = arrays_from_keypoints(keypoints, argument=name)
-    missing = np.flatnonzero(arrays.angle_deg == -1)
-    if len(missing):
-        raise ValueError(f"{name}: expected posed keypoints, got angle -1 at index {missing[0]}")
-    return arrays
+def _are_posed(keypoints: KeypointArrays) -> NDArray[np.bool_]:
+    """Tell which have an angle, (N,): `assign` gives none to those of blank patches."""
+    return np.asarray(keypoints.angle_deg != NO_ANGLE_DEG)
 
 
 def _check_words(name: str, words: Any, count: int) -> NDArray[np.int32]:

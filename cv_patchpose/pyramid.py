@@ -54,7 +54,7 @@ def build_pyramid(image: object, *, color: bool = False) -> ImagePyramid:
         doi:10.1109/TCOM.1983.1095851, for the halving; the half octaves are ours.
     """
     levels: list[Image] = []
-    octave = _convert_channels(_check_image(image), color)
+    octave = convert_channels(_check_image(image), color=color)
     kernel = np.array([1, 4, 1], np.float32) / 6
     while True:
         blurred = cv2.sepFilter2D(octave, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
@@ -90,16 +90,19 @@ def read_pixels(image: object) -> Image:
     return array
 
 
-def stretch_contrast(image: object) -> object:
+def stretch_contrast(image: object) -> Image:
     """Stretch a uint16 or float32 image that uses little of its range, or goes beyond it.
 
     What is noise and what is texture is told by the contrast, which in 10 or 12 bits of 16, in
     thermal images, or in floats from 0 to 255 is not that of a photograph in 8 bits. Images of the
-    other dtypes, with values that are not finite, of a single value, or that span a quarter of
-    their range or more within it are returned as they are.
+    other dtypes, with values that are not finite, or that span a quarter of their range or more
+    within it are returned as `read_pixels` has them. An image of a single value becomes 0.
 
     Args:
         image: As for `build_pyramid`.
+
+    Returns:
+        The image, as `read_pixels` gives it; without alpha channel if it was stretched.
 
     Raises:
         TypeError: not an array.
@@ -107,15 +110,15 @@ def stretch_contrast(image: object) -> object:
     """
     array = read_pixels(image)
     if array.dtype == np.uint8:
-        return image
+        return array
     pixels = array[..., :3] if array.ndim == 3 else array  # an alpha channel has a range of its own
     low, high = (float(value) for value in (pixels.min(), pixels.max()))
     full = 65535.0 if array.dtype == np.uint16 else 1.0
     usual = 0 <= low <= high <= full and high - low >= full / 4
-    if usual or not 0 < high - low < np.inf:
-        return image
-    gain = full / (high - low)
-    stretched = (pixels.astype(np.float32) - np.float32(low)) * np.float32(gain)
+    if usual or not high - low < np.inf:  # NaN fails as well
+        return array
+    gain = full / ((high - low) or 1)
+    stretched: Image = (pixels.astype(np.float32) - np.float32(low)) * np.float32(gain)
     stretched = np.clip(stretched, 0, np.float32(full))
     return stretched if full == 1 else np.rint(stretched).astype(np.uint16)
 
@@ -127,6 +130,20 @@ def check_unit_range(image: Image) -> None:
     low, high = image.min(), image.max()
     if not 0 <= low <= high <= 1:  # NaN fails as well
         raise ValueError(f"image: expected float32 values in [0, 1], got {low:g} to {high:g}")
+
+
+def convert_channels(image: Image, *, color: bool) -> Image:
+    """Turn (H, W), BGR or BGRA into (H, W) or, in color, RGB."""
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if channels == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if color else image
+    codes = {
+        (3, False): cv2.COLOR_BGR2GRAY,
+        (4, False): cv2.COLOR_BGRA2GRAY,
+        (3, True): cv2.COLOR_BGR2RGB,
+        (4, True): cv2.COLOR_BGRA2RGB,
+    }
+    return cv2.cvtColor(image, codes[channels, color])
 
 
 def _check_image(image: object) -> Image:
@@ -144,17 +161,3 @@ def _check_image(image: object) -> Image:
 def _in_range(array: Image) -> bool:
     """Tell whether all values are finite and below 1e18, either way."""
     return bool(cv2.checkRange(array, minVal=-LARGEST_VALUE, maxVal=LARGEST_VALUE)[0])
-
-
-def _convert_channels(image: Image, color: bool) -> Image:
-    """Turn grey, BGR or BGRA into grey or RGB."""
-    channels = image.shape[2] if image.ndim == 3 else 1
-    if channels == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if color else image
-    codes = {
-        (3, False): cv2.COLOR_BGR2GRAY,
-        (4, False): cv2.COLOR_BGRA2GRAY,
-        (3, True): cv2.COLOR_BGR2RGB,
-        (4, True): cv2.COLOR_BGRA2RGB,
-    }
-    return cv2.cvtColor(image, codes[channels, color])

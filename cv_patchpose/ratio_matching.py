@@ -14,6 +14,7 @@ from cv_patchpose.keypoints import arrays_from_keypoints
 _SAME_PLACE_PX = 1.0
 _MASK_BYTES = 1 << 22  # of the pairs compared at once, which bounds memory
 _HAMMING = (cv2.NORM_HAMMING, cv2.NORM_HAMMING2)
+_SIFT_LENGTH = 128  # of no binary descriptor of OpenCV: theirs have 64 bytes at most
 _NORMS = (cv2.NORM_L1, cv2.NORM_L2, *_HAMMING)
 
 
@@ -38,7 +39,8 @@ def ratio_test(
         descriptors2: (M, D) of the same type; None: none.
         keypoints2: The M keypoints of `descriptors2`.
         ratio: Most that the nearest distance may be of that to the second best.
-        norm: Of cv2, such as cv2.NORM_L1; None: cv2.NORM_HAMMING for uint8, else cv2.NORM_L2.
+        norm: Of cv2, such as cv2.NORM_L1; None: cv2.NORM_L2 for float32 and for SIFT of 8 bits,
+            which is uint8 of length 128, else cv2.NORM_HAMMING.
         mutual: Keep only matches that are each other's nearest.
         same_place_px: Within this distance of the nearest one keypoints are at its place.
 
@@ -69,7 +71,7 @@ def ratio_test(
             f"descriptors2: expected {first.dtype} of length {first.shape[1]} as in descriptors1, "
             f"got {second.dtype} of length {second.shape[1]}"
         )
-    norm = _check_norm(norm, first.dtype)
+    norm = _check_norm(norm, first)
     nearest, distance = _nearest(first, second, norm)
     rival_distance = _rival_distances(first, second, norm, nearest, xy2_px, same_place_px)
     kept = (nearest >= 0) & (distance < ratio * rival_distance)
@@ -137,12 +139,14 @@ def _check_ratio_options(ratio: float, same_place_px: float) -> None:
         )
 
 
-def _check_norm(norm: int | None, dtype: np.dtype[Any]) -> int:
+def _check_norm(norm: int | None, descriptors: NDArray[Any]) -> int:
+    bytewise = descriptors.dtype == np.uint8
     if norm is None:
-        return int(cv2.NORM_HAMMING if dtype == np.uint8 else cv2.NORM_L2)
-    if norm not in _NORMS or (norm in _HAMMING and dtype != np.uint8):
+        binary = bytewise and descriptors.shape[1] != _SIFT_LENGTH
+        return int(cv2.NORM_HAMMING if binary else cv2.NORM_L2)
+    if norm not in _NORMS or (norm in _HAMMING and not bytewise):
         raise ValueError(
             "norm: expected cv2.NORM_L1, NORM_L2, or for uint8 NORM_HAMMING or NORM_HAMMING2, "
-            f"got {norm!r} for {dtype}"
+            f"got {norm!r} for {descriptors.dtype}"
         )
     return norm

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.descriptors import create_extractor, rule_for
+from cv_patchpose.descriptors import DESCRIPTORS, VARIANTS, create_extractor, rule_for
 from cv_patchpose.errors import naming
 from cv_patchpose.field_rules import WINDOW
 from cv_patchpose.histograms import NO_ANGLE_DEG
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 from cv_patchpose.patches import ImagePyramid, SquareGrid, build_pyramid, sample_square
-from cv_patchpose.pyramid import check_unit_range, stretch_contrast
+from cv_patchpose.pyramid import stretch_contrast
 
 _MOSAIC_PX = 1 << 19  # pixels of a mosaic, which bounds memory: DAISY takes some 150 bytes for each
 _BORDER_PX = 32  # around a mosaic, for extractors that drop keypoints near the border
@@ -79,13 +79,19 @@ def describe(
 
     Raises:
         TypeError: Not an image, or not keypoints.
-        ValueError: An image, a keypoint or an extractor that cannot be used.
+        ValueError: An image, a keypoint or an extractor that cannot be used, such as "sift-fine":
+            that is a way to write keypoints, not to describe patches.
         ImportError: This OpenCV lacks the descriptor.
     """
+    if isinstance(extractor, str) and extractor in VARIANTS:
+        raise ValueError(
+            f"extractor: expected one of {', '.join(DESCRIPTORS)} or its cv2 object, got "
+            f"{extractor!r}, which is for assign(image, keypoints, descriptor={extractor!r}) and "
+            "the compute() of cv2.SIFT after it"
+        )
     with naming({"name": "extractor", "descriptor": "extractor"}):
         view = _view_of(create_extractor(extractor) if isinstance(extractor, str) else extractor)
     pyramid = build_pyramid(stretch_contrast(image), color=view.color)
-    check_unit_range(pyramid.levels[0])
     height, width = pyramid.levels[0].shape[:2]
     arrays = arrays_from_keypoints(keypoints, image_size=(height, width))
     if len(arrays) == 0:
@@ -202,11 +208,12 @@ def _view_akaze(akaze: Any) -> _View:
 
 def _view_kaze(kaze: Any) -> _View:
     """Look upright, and from the lowest level that compute() fills."""
+    layers = int(kaze.getNOctaveLayers())
     lowest = type(kaze).create(
         extended=kaze.getExtended(),
         upright=True,
-        nOctaves=1,
-        nOctaveLayers=kaze.getNOctaveLayers(),
+        nOctaves=2 if layers == 1 else 1,  # that level is then the second octave's
+        nOctaveLayers=layers,
         diffusivity=kaze.getDiffusivity(),
     )
     return _View(lowest, 48, 34)

@@ -500,12 +500,12 @@ class TestImages:
         one, other = (assigner.assign(i, given)[0] for i in (image, image / 255))
         np.testing.assert_allclose(fields(one), fields(other), rtol=0.01)
 
-    def test_values_beyond_the_range_that_cannot_be_stretched_are_refused(self):
+    def test_frames_of_one_value_are_blank(self):
+        assigner, given = PatchPoseAssigner("resnet18"), [point(x=40.0, y=40.0)]
         image = np.full((90, 90, 3), 255, np.float32)
-        with pytest.raises(
-            ValueError, match=r"image: expected float32 values in \[0, 1\], got 255"
-        ):
-            PatchPoseAssigner("resnet18").assign(image, [point(x=40.0, y=40.0)])
+        (found,), (expected,) = (assigner.assign(i, given) for i in (image, np.uint8(image)))
+        assert fields(found) == fields(expected)
+        assert found.angle == -1
 
     def test_keypoints_must_lie_on_it(self, assigner):
         with pytest.raises(ValueError, match="keypoints: expected centres on the 241 x 241 image"):

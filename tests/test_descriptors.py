@@ -201,8 +201,8 @@ class TestEveryDescriptor:
             ("size_px", np.nan, "finite sizes above 0, got nan"),
             ("size_px", np.inf, "finite sizes above 0, got inf"),
             ("angle_deg", np.nan, "finite angles, got nan"),
-            ("xy_px", (640.0, 3.0), r"centres on the 640 x 480 image, got \[640.0, 3.0\]"),
-            ("xy_px", (3.0, np.nan), r"centres on the 640 x 480 image, got \[3.0, nan\]"),
+            ("xy_px", (640.0, 3.0), r"centres on the 640 x 480 image, got \(640.0, 3.0\)"),
+            ("xy_px", (3.0, np.nan), r"finite centres, got \(3.0, nan\)"),
         ],
     )
     def test_senseless_keypoints_are_refused(self, name, field, value, message):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cv_patchpose import PatchPoseAssigner
+from cv_patchpose.detectors import create_detector, detect
 from cv_patchpose.feature2d import PatchPoseFeature2D
 from cv_patchpose.matching import match_logos, ratio_test
 from cv_patchpose.rectified import describe
@@ -160,6 +161,25 @@ class TestPoses:
         assert found.pt == (130.0, 100.0)
         assert found.angle >= 0
 
+    def test_points_beyond_the_border_are_left_out(self, assigner, gray):
+        class Corners:
+            def detect(self, image, mask):
+                right, bottom = image.shape[1] - 1, image.shape[0] - 1
+                places = [(-0.5, 0), (-0.6, 0), (0, -2), (right + 1, 9), (right, bottom + 0.5)]
+                return [cv2.KeyPoint(*map(float, place), 7.0) for place in places]
+
+        found = PatchPoseFeature2D(Corners(), "sift", assigner).detect(gray)
+        assert [k.pt for k in found] == [(-0.5, 0), (259, 199.5)]
+
+    def test_affine_feature_detects(self, assigner, photograph):
+        image = cv2.resize(photograph, (320, 240))
+        affine = cv2.AffineFeature.create(cv2.SIFT.create(100))
+        x, y = np.transpose([k.pt for k in affine.detect(image)])
+        beyond = (x < -0.5) | (x > 319.5) | (y < -0.5) | (y > 239.5)
+        assert beyond.any()
+        found, rows = PatchPoseFeature2D(affine, "sift", assigner).detectAndCompute(image, None)
+        assert len(rows) == len(found) > 100
+
     def test_poses_of_the_default_model(self, gray):
         found = PatchPoseFeature2D.create("fast", "sift").detect(gray)
         assert {k.angle >= 0 for k in found} == {True}
@@ -197,6 +217,30 @@ class TestImages:
         found, expected = feature.detect(convert(image)), feature.detect(image)
         assert [k.pt for k in found] == [k.pt for k in expected] != []
 
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+    def test_frames_of_one_value_have_no_keypoints(self, assigner, dtype):
+        feature = PatchPoseFeature2D("fast", ON_PATCHES, assigner)
+        frame = np.full((60, 80), 200, dtype)
+        assert feature.detectAndCompute(frame, None) == ((), None)
+        assert len(feature.compute(frame, [cv2.KeyPoint(30, 30, 9)])[1]) == 1
+
+    @pytest.mark.parametrize("detector", ["fast", "harrislaplace", "mser"])
+    def test_detectors_are_given_the_channels_they_read(self, assigner, photograph, detector):
+        feature = PatchPoseFeature2D(detector, "sift", assigner)
+        bgra = np.dstack([photograph, photograph[..., 0]])
+        expected = {k.pt for k in detect(photograph, detector, 1_000_000)}
+        for image in (photograph, bgra):
+            found = {k.pt for k in feature.detect(image)}
+            assert len(found & expected) >= 0.95 * len(found | expected) > 0
+
+    def test_other_detectors_are_given_the_colours(self, assigner, photograph):
+        class Center:
+            def detect(self, image, mask):
+                assert image.shape == photograph.shape
+                return [cv2.KeyPoint(130.0, 100.0, 7.0)]
+
+        assert len(PatchPoseFeature2D(Center(), "sift", assigner).detect(photograph)) == 1
+
     def test_bool(self, assigner):
         disc = cv2.circle(np.zeros((120, 120), np.uint8), (60, 60), 15, 1, -1)
         feature = PatchPoseFeature2D("sift", "sift", assigner)
@@ -208,7 +252,6 @@ class TestImages:
             (np.zeros((9, 9, 2), np.uint8), ValueError, r"image: expected \(H, W\) or \(H, W, 1"),
             (np.zeros((9, 9)), ValueError, "image: expected bool, uint8, uint16 or float32, got f"),
             (np.full((9, 9), np.nan, np.float32), ValueError, r"values in \[0, 1\], got nan"),
-            (np.full((9, 9), 255, np.float32), ValueError, r"values in \[0, 1\], got 255 to 255"),
             ("photo.jpg", TypeError, "image: expected an array or cv2.UMat, got str"),
         ],
     )
@@ -218,6 +261,15 @@ class TestImages:
             feature.detect(image)
         with pytest.raises(error, match=message):
             feature.compute(image, [cv2.KeyPoint(4, 4, 3)])
+
+    @pytest.mark.parametrize("shape", [(1, 100), (2, 2), (7, 100), (100, 3), (20, 20)])
+    @pytest.mark.parametrize("detector", ["star", "msd", "tbmr", "sift", "object"])
+    def test_images_too_small_for_a_detector_have_no_points(self, assigner, detector, shape):
+        """Some detectors crash on them."""
+        given = create_detector("msd", 1) if detector == "object" else detector
+        feature = PatchPoseFeature2D(given, "sift", assigner)
+        assert feature.detect(np.zeros(shape, np.uint8)) == ()
+        assert feature.detectAndCompute(np.zeros(shape, np.uint8), None) == ((), None)
 
 
 class TestErrors:

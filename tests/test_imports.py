@@ -14,7 +14,7 @@ import cv_patchpose
 
 PACKAGE = Path(cv_patchpose.__file__).parent
 LAYERS = (
-    {"commit", "errors", "grids", "homography", "pyramid"},
+    {"commit", "errors", "grids", "homography", "opencv", "pyramid"},
     {"histograms", "keypoints", "patches"},
     {"metadata", "options", "field_rules", "files", "pickling"},
     {"descriptors", "detectors"},

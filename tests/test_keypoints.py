@@ -90,7 +90,8 @@ def test_centres_must_be_finite(x):
 
 @pytest.mark.parametrize("place", [(-0.75, 3), (40.0, 3), (3, -0.75), (3, 30.0)])
 def test_centres_must_lie_on_the_image(place):
-    with pytest.raises(ValueError, match=r"expected centres on the 40 x 30 image, got .* index 0"):
+    message = "expected centres on the 40 x 30 image, got .* index 0; leave out what lies beyond"
+    with pytest.raises(ValueError, match=message):
         arrays_from_keypoints([cv2.KeyPoint(*place, 5)], image_size=(30, 40))
 
 

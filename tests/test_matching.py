@@ -77,6 +77,20 @@ def test_an_image_matches_itself(photograph):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
+def test_detectors_see_the_same_in_every_number_of_channels(photograph, name):
+    bgra = np.dstack([photograph, photograph[..., 0]])
+    gray = cv2.cvtColor(photograph, cv2.COLOR_BGR2GRAY)
+    # MSER looks for regions of one colour, and so finds others.
+    others = (bgra,) if name == "mser" else (bgra, gray, gray[..., None])
+    expected = {(k.pt, k.size) for k in detect(photograph, name, 10_000)}
+    for image in others:
+        found = {(k.pt, k.size) for k in detect(image, name, 10_000)}
+        # OpenCV 5's MSER finds a few others each time that it looks at the same colours.
+        share = 0.95 if name == "mser" else 1
+        assert len(found & expected) >= share * len(found | expected) > 0
+
+
+@pytest.mark.parametrize("name", DETECTORS)
 def test_detectors_give_the_strongest_points(photograph, name):
     found = detect(photograph, name, 100)
     places = list(dict.fromkeys((k.pt, k.size) for k in found))
@@ -94,6 +108,11 @@ def test_unknown_detectors_and_counts():
         detect(image, "surf", 10)
     with pytest.raises(ValueError, match="max_points: expected at least 1, got 0"):
         detect(image, "sift", 0)
+    for name, least in (("star", 8), ("msd", 24)):
+        with pytest.raises(
+            ValueError, match=f"at least {least} px for {name}, got 9 x {least - 1}"
+        ):
+            detect(np.zeros((least - 1, 9), np.uint8), name, 10)
 
 
 def test_keypoints_without_octave_are_cv2_keypoints(photograph):
@@ -161,6 +180,21 @@ class TestRatio:
         ]
         assert pairs(found) == pairs(tuple(expected))
         np.testing.assert_allclose([m.distance for m in found], [m.distance for m in expected])
+
+    def test_sift_of_eight_bits_is_no_binary_descriptor(self, photograph):
+        sift = cv2.SIFT.create(
+            nfeatures=300,
+            nOctaveLayers=3,
+            contrastThreshold=0.04,
+            edgeThreshold=10,
+            sigma=1.6,
+            descriptorType=cv2.CV_8U,
+        )
+        found, rows = sift.detectAndCompute(photograph, None)
+        assert rows.dtype == np.uint8
+        blurred = sift.compute(cv2.GaussianBlur(photograph, (0, 0), 1.5), found)[1]
+        expected = ratio_test(blurred, rows, found, norm=sift.defaultNorm())
+        assert pairs(ratio_test(blurred, rows, found)) == pairs(expected) != []
 
     def test_mutual_matches_only(self):
         first = np.array([[0, 0], [0.1, 0]], np.float32)

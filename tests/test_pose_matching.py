@@ -118,6 +118,18 @@ class TestLogos:
         points = keypoints(constellation(6, np.random.default_rng(0)))
         assert isinstance(match_logos(points, points, range(6), range(6)), tuple)
 
+    def test_keypoints_without_angle_are_left_out(self):
+        rng = np.random.default_rng(0)
+        points = constellation(30, rng)
+        first, second = keypoints(points), keypoints(moved(points, 40))
+        expected = indices(match_logos(first, second, range(30), range(30)))
+        assert len(expected) > 20
+        blank = [cv2.KeyPoint(9, 9, 5)]
+        words = [7, *range(30)]
+        found = indices(match_logos(blank + first, blank * 2 + second, words, [7, *words]))
+        assert found.tolist() == (expected + [1, 2]).tolist()
+        assert match_logos(blank * 30, second, range(30), range(30)) == ()
+
     def test_nothing_is_mutated(self):
         points = keypoints(constellation(30, np.random.default_rng(0)))
         before = [(k.pt, k.size, k.angle) for k in points]
@@ -130,7 +142,7 @@ class TestLogos:
             ({"words1": range(9)}, ValueError, r"words1: expected one word .* \(10,\), got \(9,\)"),
             ({"words2": [[1]]}, ValueError, r"words2: expected one word .* got \(1, 1\)"),
             ({"words2": [0.5] * 10}, TypeError, "words2: expected whole numbers, got float64"),
-            ({"keypoints1": [cv2.KeyPoint(1, 1, 5)]}, ValueError, "keypoints1: .* angle -1 at ind"),
+            ({"keypoints1": [cv2.KeyPoint(1, 1, 0)]}, ValueError, "keypoints1: .* sizes above 0"),
             ({"keypoints2": [(1, 1)]}, TypeError, "keypoints2: expected a list or tuple of cv2.K"),
             (
                 {"keypoints2": [cv2.KeyPoint(1, 1, 5, float("nan"))]},
@@ -221,6 +233,17 @@ class TestConsistency:
         assert consistent_matches(first, second, matches[:3]) == ()
         assert len(consistent_matches(first, second, matches[:3], min_support=2)) == 3
 
+    def test_keypoints_without_angle_neither_stay_nor_support(self):
+        first, second, matches, _ = synthetic(100, 1.0)
+        blank = [cv2.KeyPoint(9, 9, 5)] * 20
+        others = [cv2.DMatch(i, (i - 100) % 120, 0.0) for i in range(80, 120)]
+        found = consistent_matches(first + blank, second + blank, others + matches)
+        assert [(m.queryIdx, m.trainIdx) for m in found] == [
+            (m.queryIdx, m.trainIdx) for m in consistent_matches(first, second, matches)
+        ]
+        assert len(found) > 80
+        assert consistent_matches(blank, second, matches[:20]) == ()
+
     def test_duplicates_do_not_support_each_other(self):
         one = [100.0, 100.0, 10.0, 30.0]
         first, second = keypoints([one] * 20), keypoints([[300.0, 200.0, 10.0, 30.0]] * 20)
@@ -266,7 +289,6 @@ class TestConsistency:
                 "matches: expected indices below 10 and 10, got 3 and 10",
             ),
             ({"matches": [cv2.DMatch(-1, 0, 0.0)]}, ValueError, "got -1 and 0"),
-            ({"keypoints2": [cv2.KeyPoint(1, 1, 5)] * 10}, ValueError, "keypoints2: .* angle -1"),
             ({"keypoints1": [cv2.KeyPoint(1, 1, 0, 5)] * 10}, ValueError, "keypoints1: .* sizes"),
         ],
     )

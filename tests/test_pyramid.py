@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from cv_patchpose.pyramid import build_pyramid
+from cv_patchpose.pyramid import build_pyramid, stretch_contrast
 
 
 def variance_px(level, position):
@@ -77,6 +77,24 @@ def test_channels():
     for image in (gray, gray[..., None], cv2.UMat(gray)):
         assert_array_equal(build_pyramid(image).levels[0], gray)
         assert_array_equal(build_pyramid(image, color=True).levels[0], np.dstack([gray] * 3))
+
+
+@pytest.mark.parametrize("value", [0.5, 300, -7, 1e30])
+def test_floats_of_one_value_are_stretched_to_black(value):
+    assert not stretch_contrast(np.full((9, 8), value, np.float32)).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_stretched(value):
+    image = np.full((9, 8), value, np.float32)
+    assert stretch_contrast(image) is image
+
+
+def test_stretching_reads_an_image_once():
+    image = np.eye(5, dtype=np.uint8)
+    found = stretch_contrast(cv2.UMat(image))
+    assert_array_equal(found, image)
+    assert stretch_contrast(found) is found
 
 
 def test_bool_becomes_black_and_white():

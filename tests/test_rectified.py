@@ -202,6 +202,15 @@ class TestExtractors:
         assert not kaze.getUpright()
         assert freak.getOrientationNormalized()
 
+    @pytest.mark.parametrize("layers", [1, 2, 4])
+    def test_rows_resemble_those_of_kaze_itself(self, photograph, layers):
+        upright = cv2_class("KAZE").create(upright=True, nOctaveLayers=layers)
+        found, expected = upright.detectAndCompute(photograph, None)
+        points = [cv2.KeyPoint(*k.pt, 2 * k.size, 0) for k in found]  # sizes as SIFT's
+        rows = describe(photograph, points, upright)[1]
+        assert len(rows) > 100
+        assert np.median((rows * expected).sum(axis=1)) > 0.97  # of rows of length 1
+
     def test_akaze_does_not_leave_out_the_weakest(self, photograph, points):
         akaze = cv2_class("AKAZE").create(max_points=3)
         assert len(describe(photograph, points, akaze)[1]) == len(points)
@@ -219,6 +228,7 @@ class TestExtractors:
             ("VGG", {"scale_factor": 1.0, "isigma": 3.0}),
             ("BoostDesc", {"use_scale_orientation": False}),
             ("KAZE", {"extended": True, "nOctaveLayers": 2}),
+            ("KAZE", {"nOctaveLayers": 1}),
             ("AKAZE", {"descriptor_type": 2}),
             ("AKAZE", {"descriptor_type": 5, "descriptor_size": 100, "nOctaveLayers": 2}),
         ],
@@ -282,6 +292,14 @@ class TestImages:
         assert np.isfinite(rows).all()
         assert name != "kaze" or not rows.any()
 
+    @pytest.mark.parametrize("value", [0.5, 300, -7])
+    def test_floats_of_one_value_are_black(self, value):
+        point = [cv2.KeyPoint(50, 50, 9, 30)]
+        black, flat = np.zeros((2, 100, 100), np.float32)
+        flat[:] = value
+        rows = [describe(image, point, "sift")[1] for image in (flat, black)]
+        np.testing.assert_array_equal(*rows)
+
     @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (5, 5)])
     def test_small_images(self, shape):
         image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
@@ -306,9 +324,11 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"keypoints: expected {message}"):
             describe(photograph, [cv2.KeyPoint(5, 5, 9), point], "kaze")
 
-    def test_values_beyond_the_range_that_cannot_be_stretched_are_refused(self):
-        with pytest.raises(ValueError, match=r"float32 values in \[0, 1\], got 255 to 255"):
-            describe(np.full((50, 50), 255, np.float32), [], "sift")
+    def test_values_that_cannot_be_stretched_are_refused(self):
+        image = np.zeros((50, 50), np.float32)
+        image[3, 4] = np.inf
+        with pytest.raises(ValueError, match="image: expected finite values"):
+            describe(image, [], "sift")
 
     def test_what_is_no_keypoint_is_refused(self, photograph):
         with pytest.raises(TypeError, match=r"keypoints: expected a list or tuple"):
@@ -322,6 +342,11 @@ class TestErrors:
     def test_unknown_extractors_are_refused(self, photograph, wrong):
         with pytest.raises(ValueError, match="extractor: expected one of sift, "):
             describe(photograph, [], wrong)
+
+    def test_variants_are_named_as_what_they_are(self, photograph):
+        message = r"expected one of sift, .* got 'sift-fine', which is for assign\(.* of cv2.SIFT"
+        with pytest.raises(ValueError, match=f"extractor: {message}"):
+            describe(photograph, [cv2.KeyPoint(5, 5, 9)], "sift-fine")
 
     def test_the_number_of_threads_is_checked(self, photograph):
         with pytest.raises(ValueError, match="num_threads: expected a whole number"):
