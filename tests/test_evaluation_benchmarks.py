@@ -28,7 +28,7 @@ from cv_patchpose.evaluation.homography_pose import (
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.pipeline import load_pipeline
 from cv_patchpose.evaluation.runner import run_units
-from cv_patchpose.evaluation.sequences import find_sequences, list_pairs, thin_out, turn_image
+from cv_patchpose.evaluation.sequences import find_sequences, list_pairs, turn_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 from cv_patchpose.keypoints import arrays_from_keypoints
 
@@ -69,7 +69,7 @@ def test_layout_is_found_at_any_depth(root):
 
 def test_every_third_pair_is_kept_across_sequences(root):
     sequences, _ = find_sequences(root)
-    kept = [(s.name, t.path.name) for s in thin_out(sequences) for t in s.targets]
+    kept = [(pair.sequence, pair.target.path.name) for pair in list_pairs(sequences, quick=True)]
     assert kept == [("group/v_first", "2.png"), ("group/v_second", "3.webp")]
 
 
