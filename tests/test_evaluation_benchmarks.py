@@ -178,14 +178,14 @@ def test_perfect_matcher_scores_one_and_shuffled_one_about_zero(photograph):
     protocol = MatchingProtocol(methods=("upright",), max_keypoints=200)
     view = turn_image(photograph)
     features = load_pipeline(protocol).compute(view)["upright"]
-    perfect = homography_matching.score_pair("upright", features, features, np.eye(3), view)
+    perfect = homography_matching.score_pair(features, features, np.eye(3), view)
     assert perfect.accuracy == [1.0] * 10
     assert perfect.matches == perfect.correct == 200 == perfect.keypoints
     assert perfect.corner_error < 1e-3
     assert set(perfect.seconds) == {"detect", "pose", "describe", "match", "verify"}
     order = np.random.default_rng(0).permutation(200)
     shuffled = replace(features, keypoints=features.keypoints.take(order))
-    lost = homography_matching.score_pair("m", features, shuffled, np.eye(3), view)
+    lost = homography_matching.score_pair(features, shuffled, np.eye(3), view)
     assert max(lost.accuracy) < 0.1
     assert lost.corner_error > 10
 
