@@ -26,6 +26,7 @@ from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.results import PairResult, TwoViewResult
 from cv_patchpose.evaluation.runner import run_units
 from cv_patchpose.evaluation.samples import Sample
+from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.keypoints import arrays_from_keypoints
 
 PROTOCOL = MatchingProtocol(methods=("upright", "detector"), max_keypoints=60)
@@ -311,6 +312,21 @@ def computed(monkeypatch):
     return run
 
 
+PEER = """
+from dataclasses import replace
+
+class Peer:
+    route = "patches"
+    estimate = None
+
+    def pose(self, image, detections, descriptor="sift"):
+        points = detections.points
+        return replace(points, angle_deg=0 * points.angle_deg + len(descriptor))
+
+load_method = lambda settings: Peer()
+"""
+
+
 class TestKeptKeypoints:
     def test_another_matcher_or_descriptor_finds_them(self, root, tmp_path, computed):
         rows, first = computed(root, tmp_path / "cache")
@@ -329,6 +345,21 @@ class TestKeptKeypoints:
         computed(root, tmp_path / "cache")
         _, other = computed(root, tmp_path / "cache", **changes)
         assert other.count("pose") == other.count("detect") > 0
+
+    def test_those_of_a_user_s_method_are_written_for_what_they_are_kept_for(
+        self, photograph, tmp_path
+    ):
+        peer = tmp_path / "peer.py"
+        peer.write_text(PEER)
+
+        def angles(descriptor, folder):
+            options = MatchingProtocol(methods=(str(peer),), descriptor=descriptor)
+            options = dataclasses.replace(options, kept=keep_in(folder, options))
+            features = pipeline.load_pipeline(options).compute(turn_image(photograph))
+            return {*features[str(peer)].keypoints.angle_deg.tolist()}
+
+        angles("sift", tmp_path / "cache")
+        assert angles("orb", tmp_path / "cache") == angles("orb", None)
 
     @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"text"])
     def test_a_damaged_file_is_as_good_as_none(self, root, tmp_path, computed, content):
