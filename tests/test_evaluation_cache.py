@@ -346,6 +346,16 @@ class TestKeptKeypoints:
         _, other = computed(root, tmp_path / "cache", **changes)
         assert other.count("pose") == other.count("detect") > 0
 
+    def test_other_threads_do_not(self, root, tmp_path, computed):
+        threads = cv2.getNumThreads()
+        _, first = computed(root, tmp_path / "cache")
+        try:
+            cv2.setNumThreads(threads + 1)
+            _, again = computed(root, tmp_path / "cache", budget="keypoints")
+        finally:
+            cv2.setNumThreads(threads)
+        assert again == first
+
     def test_those_of_a_user_s_method_are_written_for_what_they_are_kept_for(
         self, photograph, tmp_path
     ):
