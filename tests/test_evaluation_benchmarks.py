@@ -334,11 +334,13 @@ def test_repeated_points_agree_in_place_and_size(photograph):
 def test_pose_of_a_known_turn_is_recognised(root):
     methods = ("identity", "detector", "gradient-histogram")
     fixed = homography_pose.run_benchmark(root, PoseProtocol(methods=methods, rotate=50.0))
-    identity, _, gradient = fixed.rows
+    identity, detector, gradient = fixed.rows
     assert identity["orientation_within_20_deg"] == 0.0
     assert identity["scale_within_1_6_octave"] == pytest.approx(50.0, abs=15)  # image 3
     assert gradient["orientation_within_10_deg"] > 60
     assert gradient["scale_within_1_3_octave"] is None
+    assert detector["scale_within_1_3_octave"] is None  # it measured no size at a given window
+    assert detector["orientation_within_10_deg"] > 60
     assert fixed.rows[0]["orientation_points"] > 400
 
 

@@ -74,9 +74,11 @@ class OwnPose:
         return detections.write_fields(keypoints, descriptor, image.shape[:2])
 
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
-        """Return size and angle as detected."""
-        angle_deg = self._angles_deg(image, keypoints)
-        return Estimates(keypoints.size_px.astype(np.float64), angle_deg)
+        """Return size and angle as detected; no sizes at fixed windows, whose size is given."""
+        size_px = keypoints.size_px.astype(np.float64)
+        if self.window_px is not None:
+            size_px[:] = np.nan
+        return Estimates(size_px, self._angles_deg(image, keypoints))
 
     def _angles_deg(
         self, image: Image, keypoints: KeypointArrays, size_unit: float = 1.0
