@@ -28,7 +28,6 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 # Memory that is given back and touched anew for every batch of patches costs the baselines a
 # quarter of their time; this keeps it.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-JOBS = 2  # also of the results that do not tell
 
 
 def result_path(options: argparse.Namespace, table: Table, rotated: bool) -> Path:
@@ -37,7 +36,7 @@ def result_path(options: argparse.Namespace, table: Table, rotated: bool) -> Pat
 
 
 def measure(options: argparse.Namespace, table: Table, rotated: bool) -> None:
-    """Run one call; its result tells in how many processes."""
+    """Run one call."""
     output = result_path(options, table, rotated)
     print(f"== {output.stem}", flush=True)
     root = str(options.pairs if table.planar else options.scenes)
@@ -46,13 +45,11 @@ def measure(options: argparse.Namespace, table: Table, rotated: bool) -> None:
     words += ["--quick"] if options.quick else []
     command = [sys.executable, "-m", "cv_patchpose.cli", *words, "-o", str(output)]
     subprocess.run(command, check=True, env={**os.environ, **KEEP_MEMORY})
-    content = json.loads(output.read_text()) | {"jobs": options.jobs}
-    write_file(output, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_result(path: Path) -> dict:
     """Read a result, its columns that are made of others added."""
-    result = {"jobs": JOBS} | json.loads(path.read_text())
+    result = json.loads(path.read_text())
     for row in result["rows"]:
         row["pose_ms"] = 1e3 * row["seconds_pose"]
         if row.get("maa_10_gain_error"):  # 0 of the first, which is compared with itself
@@ -99,7 +96,7 @@ def main() -> None:
     parser.add_argument("--methods", type=lambda text: text.split(","))
     parser.add_argument("--results", type=Path, default=DOCS / "results/real-pairs")
     parser.add_argument("--page", type=Path, default=DOCS / "benchmarks.md")
-    parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="three tables, printed, not kept")
     parser.add_argument("--page-only", action="store_true", help="of the tables that are there")
     options = parser.parse_args()

@@ -119,7 +119,7 @@ def format_page(measured: Measured, minutes: float, memory: Mapping[str, str]) -
             describe_pairs(measured),
             describe_methods(measured),
             describe_figures(),
-            describe_times(first, memory),
+            describe_times(environment, memory),
             *format_summary(measured),
             *format_tables(measured),
             f"{environment['cpu']}; OpenCV {environment['opencv']}, kornia "
@@ -179,10 +179,9 @@ def describe_figures() -> str:
     )
 
 
-def describe_times(first: dict, memory: Mapping[str, str]) -> str:
+def describe_times(environment: dict, memory: Mapping[str, str]) -> str:
     """Say how the times were measured."""
-    jobs = first["jobs"]
-    threads = max(1, first["environment"]["cpus"] // jobs)
+    jobs, threads = environment["jobs"], environment["threads"]
     settings = " ".join(f"{name}={value}" for name, value in memory.items())
     return (
         "Pose, ms: median time for the poses of an image, without detection, in which SIFT finds "
@@ -211,7 +210,7 @@ def format_tables(measured: Measured) -> list[str]:
         table = tables()[number]
         methods = [row["method"] for row in result["rows"]]
         root = "PAIRS" if table.planar else "SCENES"
-        words = table.words(rotated, root, methods, "WEIGHTS", result["jobs"])
+        words = table.words(rotated, root, methods, "WEIGHTS", result["environment"]["jobs"])
         command = " ".join(["cv-patchpose", *words, "-o", "result.json"])
         parts += [f"## {table.heading(rotated)}\n", f"```sh\n{command}\n```\n"]
         parts += format_table(result["rows"], table.columns)

@@ -41,6 +41,7 @@ from cv_patchpose.matching import GEOMETRIES, match_keypoints
 # What functions call arguments of another name.
 _INNER_NAMES = {
     "max_points": "--max-keypoints",
+    "scale_prior_octaves": "--scale-prior",
     "checkpoint": "RUN_OR_CHECKPOINT",
     "run": "--output",
 }

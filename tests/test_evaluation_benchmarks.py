@@ -28,7 +28,7 @@ from cv_patchpose.evaluation.homography_pose import (
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.pipeline import load_pipeline
 from cv_patchpose.evaluation.runner import run_units
-from cv_patchpose.evaluation.sequences import find_sequences, list_pairs, thin_out, turn_image
+from cv_patchpose.evaluation.sequences import find_sequences, list_pairs, turn_image
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 from cv_patchpose.keypoints import arrays_from_keypoints
 
@@ -69,7 +69,7 @@ def test_layout_is_found_at_any_depth(root):
 
 def test_every_third_pair_is_kept_across_sequences(root):
     sequences, _ = find_sequences(root)
-    kept = [(s.name, t.path.name) for s in thin_out(sequences) for t in s.targets]
+    kept = [(pair.sequence, pair.target.path.name) for pair in list_pairs(sequences, quick=True)]
     assert kept == [("group/v_first", "2.png"), ("group/v_second", "3.webp")]
 
 
@@ -178,14 +178,14 @@ def test_perfect_matcher_scores_one_and_shuffled_one_about_zero(photograph):
     protocol = MatchingProtocol(methods=("upright",), max_keypoints=200)
     view = turn_image(photograph)
     features = load_pipeline(protocol).compute(view)["upright"]
-    perfect = homography_matching.score_pair("upright", features, features, np.eye(3), view)
+    perfect = homography_matching.score_pair(features, features, np.eye(3), view)
     assert perfect.accuracy == [1.0] * 10
     assert perfect.matches == perfect.correct == 200 == perfect.keypoints
     assert perfect.corner_error < 1e-3
     assert set(perfect.seconds) == {"detect", "pose", "describe", "match", "verify"}
     order = np.random.default_rng(0).permutation(200)
     shuffled = replace(features, keypoints=features.keypoints.take(order))
-    lost = homography_matching.score_pair("m", features, shuffled, np.eye(3), view)
+    lost = homography_matching.score_pair(features, shuffled, np.eye(3), view)
     assert max(lost.accuracy) < 0.1
     assert lost.corner_error > 10
 
@@ -334,11 +334,13 @@ def test_repeated_points_agree_in_place_and_size(photograph):
 def test_pose_of_a_known_turn_is_recognised(root):
     methods = ("identity", "detector", "gradient-histogram")
     fixed = homography_pose.run_benchmark(root, PoseProtocol(methods=methods, rotate=50.0))
-    identity, _, gradient = fixed.rows
+    identity, detector, gradient = fixed.rows
     assert identity["orientation_within_20_deg"] == 0.0
     assert identity["scale_within_1_6_octave"] == pytest.approx(50.0, abs=15)  # image 3
     assert gradient["orientation_within_10_deg"] > 60
     assert gradient["scale_within_1_3_octave"] is None
+    assert detector["scale_within_1_3_octave"] is None  # it measured no size at a given window
+    assert detector["orientation_within_10_deg"] > 60
     assert fixed.rows[0]["orientation_points"] > 400
 
 
@@ -573,6 +575,14 @@ def test_command_reports_a_broken_image_and_goes_on(root, tmp_path, photograph, 
         (["patchpose", "ROOT", "--detector", "orb"], "patchpose, got one of homography-"),
         (["two-view", "ROOT", "--images", "3"], "of two-view, got one of patchpose only"),
         (["homography-pose", "ROOT", "--methods", "orinet"], "--peer-weights: expected a folder"),
+        (
+            ["homography-pose", "ROOT", "--methods", "polar", "--scale-prior", "0.2"],
+            "--scale-prior: expected auto or none for fixed points, got 0.2",
+        ),
+        (
+            ["homography-matching", "ROOT", "--methods", "polar", "--scale-prior", "-1"],
+            '--scale-prior: expected "auto", a number of at least 0',
+        ),
         (["homography-pose", "EMPTY"], "ROOT: expected folders"),
         (["patchpose", "NOWHERE"], "ROOT: expected a folder of photographs or a PatchPose dataset"),
     ],

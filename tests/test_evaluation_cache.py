@@ -25,6 +25,8 @@ from cv_patchpose.evaluation.patch_pairs import PairErrors
 from cv_patchpose.evaluation.patchpose import PatchPoseProtocol
 from cv_patchpose.evaluation.results import PairResult, TwoViewResult
 from cv_patchpose.evaluation.runner import run_units
+from cv_patchpose.evaluation.samples import Sample
+from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.keypoints import arrays_from_keypoints
 
 PROTOCOL = MatchingProtocol(methods=("upright", "detector"), max_keypoints=60)
@@ -48,17 +50,16 @@ def root(photograph, tmp_path):
 @pytest.fixture
 def scored(monkeypatch):
     """Record every method that is scored on a pair; more than `most` are an interruption."""
-    score = homography_matching.score_pair
     record = []
 
-    def count(method, *arguments):
+    def count(sequence, pair, method, result):
         if len(record) == record_limit["most"]:
             raise KeyboardInterrupt
         record.append(method)
-        return score(method, *arguments)
+        return Sample(sequence, pair, method, result)
 
     record_limit = {"most": None}
-    monkeypatch.setattr(homography_matching, "score_pair", count)
+    monkeypatch.setattr(homography_matching, "Sample", count)
 
     def run(root, cache, most=None, **changes):
         record.clear()
@@ -131,7 +132,7 @@ def test_a_model_is_known_by_what_its_file_holds(root, tmp_path, scored):
     renamed, measured = run(copy)
     assert measured == 0
     assert renamed.rows == [{**first.rows[0], "method": str(copy)}]
-    assert {sample.result.method for sample in renamed.samples} == {str(copy)}
+    assert {sample.method for sample in renamed.samples} == {str(copy)}
     assert run(f"{model}@angle")[1] == 4
     write_toy_model(model, contrast=0.0)
     changed, measured = run(model)
@@ -139,9 +140,21 @@ def test_a_model_is_known_by_what_its_file_holds(root, tmp_path, scored):
     assert changed.rows[0]["correct_matches"] != first.rows[0]["correct_matches"]
 
 
+FORMER = {"method": "m", "keypoints": 9, "matches": 9, "correct": 9, "accuracy": [0.5] * 10}
+ENTRY = {"sequence": "a", "pair": "b", "result": FORMER}
+
+
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"\xff\xfe", b"[{]", b"[1]", b"{}x", b'[{"sequence": "a", "pair": "b", "result": {}}]'],
+    [
+        b"",
+        b"\xff\xfe",
+        b"[{]",
+        b"[1]",
+        b"{}x",
+        b'[{"sequence": "a", "pair": "b", "result": {}}]',
+        json.dumps([ENTRY]).encode(),
+    ],
 )
 def test_a_damaged_entry_is_measured_again(root, tmp_path, scored, damage):
     whole, _ = scored(root, tmp_path / "cache")
@@ -198,8 +211,8 @@ def errors(*values):
 @pytest.mark.parametrize(
     "result",
     [
-        PairResult("m", 3.5, 2, 1, [0.5] * 10, seconds={"pose": 0.1}),
-        TwoViewResult("m", "easy", (1.5, np.inf, 2.0), 10, 8.5, 20.0, {"pose": 0.1}),
+        PairResult(3.5, 2, 1, [0.5] * 10, seconds={"pose": 0.1}),
+        TwoViewResult("easy", (1.5, np.inf, 2.0), 10, 8.5, 20.0, {"pose": 0.1}),
         errors(0.25, np.nan),
         errors(),
         PairErrors((errors(0.1), errors(0.05)), errors(np.nan)),
@@ -299,6 +312,21 @@ def computed(monkeypatch):
     return run
 
 
+PEER = """
+from dataclasses import replace
+
+class Peer:
+    route = "patches"
+    estimate = None
+
+    def pose(self, image, detections, descriptor="sift"):
+        points = detections.points
+        return replace(points, angle_deg=0 * points.angle_deg + len(descriptor))
+
+load_method = lambda settings: Peer()
+"""
+
+
 class TestKeptKeypoints:
     def test_another_matcher_or_descriptor_finds_them(self, root, tmp_path, computed):
         rows, first = computed(root, tmp_path / "cache")
@@ -317,6 +345,31 @@ class TestKeptKeypoints:
         computed(root, tmp_path / "cache")
         _, other = computed(root, tmp_path / "cache", **changes)
         assert other.count("pose") == other.count("detect") > 0
+
+    def test_other_threads_do_not(self, root, tmp_path, computed):
+        threads = cv2.getNumThreads()
+        _, first = computed(root, tmp_path / "cache")
+        try:
+            cv2.setNumThreads(threads + 1)
+            _, again = computed(root, tmp_path / "cache", budget="keypoints")
+        finally:
+            cv2.setNumThreads(threads)
+        assert again == first
+
+    def test_those_of_a_user_s_method_are_written_for_what_they_are_kept_for(
+        self, photograph, tmp_path
+    ):
+        peer = tmp_path / "peer.py"
+        peer.write_text(PEER)
+
+        def angles(descriptor, folder):
+            options = MatchingProtocol(methods=(str(peer),), descriptor=descriptor)
+            options = dataclasses.replace(options, kept=keep_in(folder, options))
+            features = pipeline.load_pipeline(options).compute(turn_image(photograph))
+            return {*features[str(peer)].keypoints.angle_deg.tolist()}
+
+        angles("sift", tmp_path / "cache")
+        assert angles("orb", tmp_path / "cache") == angles("orb", None)
 
     @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"text"])
     def test_a_damaged_file_is_as_good_as_none(self, root, tmp_path, computed, content):

@@ -25,7 +25,7 @@ def test_the_first_method_that_is_not_ours_is_compared_with_the_first_that_is():
 def test_best_and_worst_pairs_are_those_that_gain_and_lose_most():
     gains = {"a": 5, "b": -7, "c": 0, "d": 9, "e": -1}
     samples = [
-        Sample("s", pair, method, PairResult(method, 20, 50, correct, [0.1] * 10))
+        Sample("s", pair, method, PairResult(20, 50, correct, [0.1] * 10))
         for pair, gain in gains.items()
         for method, correct in (("detector", 10), ("identity", 3), ("upright", 10 + gain))
     ]
@@ -73,7 +73,7 @@ def test_the_same_picture_is_shown_once():
     methods = ("detector", "upright")
     results = {
         pair: [
-            PairResult(m, 20, 50, correct, [0.1] * 10)
+            PairResult(20, 50, correct, [0.1] * 10)
             for m, correct in zip(methods, (9, to), strict=True)
         ]
         for pair, to in zip("abcd", (12, 11, 3, 2), strict=True)
@@ -89,7 +89,7 @@ def test_pairs_that_look_alike_are_no_examples():
 
     def pair(polar_deg, orinet_deg):
         errors = zip(methods, (polar_deg, orinet_deg), strict=True)
-        return [TwoViewResult(name, "easy", (error,), 9, 5) for name, error in errors]
+        return [TwoViewResult("easy", (error,), 9, 5) for name, error in errors]
 
     alike = {"a": pair(0.11, 0.14), "b": pair(0.5, 0.46), "c": pair(40.0, 50.0)}
     examples = draw_gains(alike, methods)

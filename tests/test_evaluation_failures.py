@@ -121,7 +121,7 @@ def test_a_process_that_dies_is_told_and_a_rerun_continues(root, tmp_path, capsy
 
 
 def test_gains_are_over_the_pairs_that_both_methods_measured():
-    found, lost = (TwoViewResult("m", "easy", (error,), 9, 9) for error in (0.0, np.inf))
+    found, lost = (TwoViewResult("easy", (error,), 9, 9) for error in (0.0, np.inf))
     row = summarize([found, found, lost], "m", [lost, None, lost])
     assert row["maa_10_gain"] == 0.5
     assert row["pairs"] == 3

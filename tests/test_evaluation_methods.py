@@ -233,7 +233,7 @@ def test_patches_get_characteristic_sizes(view, flat_model, name):
     spec = f"{flat_model if name == 'MODEL' else name}@describe"
     method = load_method(spec, MethodSettings())
     assert method.route == "patches"
-    posed = method.pose(view.image, found, "orb")
+    posed = method.pose(view.image, found, "sift")
     assert_allclose(posed.size_px, found.characteristic.size_px)
 
 

@@ -25,8 +25,8 @@ def test_accuracy_counts_matches_up_to_and_with_the_threshold():
 
 
 def test_pair_without_matches_has_accuracy_zero_and_counts():
-    nothing = PairResult("m", 3.0, 0, 0, matching_accuracy(np.empty(0)))
-    perfect = PairResult("m", 5.0, 4, 4, matching_accuracy(np.zeros(4)))
+    nothing = PairResult(3.0, 0, 0, matching_accuracy(np.empty(0)))
+    perfect = PairResult(5.0, 4, 4, matching_accuracy(np.zeros(4)))
     row = summarize([nothing, perfect], "m")
     assert (row["mma_1"], row["mma_10"], row["matches"], row["pairs"]) == (0.5, 0.5, 2.0, 2)
     assert (row["correct_matches"], row["keypoints"]) == (2.0, 4.0)

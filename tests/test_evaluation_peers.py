@@ -91,7 +91,7 @@ def test_hardtfeat_rows_have_length_1(view, weights):
 def test_shapes_have_area_1_and_the_angle_of_their_similarity(view, weights, name):
     points = detect(view, "orb", 30, 12.0)
     method = load_method(name, MethodSettings(peer_weights=weights))
-    posed = method.pose(view.image, points, "hardtfeat")
+    posed = method.pose(view.image, points)
     assert isinstance(posed, AffineKeypoints)
     assert_allclose(np.linalg.det(posed.shape), 1, rtol=1e-4)
     assert_allclose(posed.angle_deg, nearest_similarity(posed.shape)[1] % 360, atol=1e-2)
@@ -111,10 +111,10 @@ def test_patch_descriptors_read_the_shape(view, weights):
     def stretched(factor):
         shape = np.diag([factor, 1 / factor])
         method = AffineShape(lambda image, xy, window: np.tile(shape, (len(xy), 1, 1)), 12.0)
-        posed = method.pose(view.image, points, "tfeat")
+        posed = method.pose(view.image, points)
         return describe_keypoints(view.image, posed, "tfeat", peer_weights=weights).descriptors
 
-    upright = load_method("upright", MethodSettings()).pose(view.image, points, "tfeat")
+    upright = load_method("upright", MethodSettings()).pose(view.image, points)
     rows = describe_keypoints(view.image, upright, "tfeat", peer_weights=weights).descriptors
     assert_allclose(stretched(1.0), rows, atol=1e-4)
     assert np.abs(stretched(1.5) - rows).max() > 0.01

@@ -15,7 +15,7 @@ from cv_patchpose.evaluation.samples import Sample
 def test_errors_beyond_the_axis_are_missing_from_the_curve():
     def draw(worst):
         samples = [
-            Sample("s", str(n), "m", PairResult("m", 9, 9, 9, [0.1] * 10, corner_error=error))
+            Sample("s", str(n), "m", PairResult(9, 9, 9, [0.1] * 10, corner_error=error))
             for n, error in enumerate((0.5, 1.0, worst))
         ]
         (plot,) = draw_plots([{"method": "m"}], samples, {"m": "m"})
@@ -29,7 +29,7 @@ def test_good_poses_are_told_apart():
     """Errors of 0.1 and of 1 degree are not in one bin."""
     pictures = []
     for error in (0.1, 1.0):
-        samples = [Sample("s", "1", "m", TwoViewResult("m", "easy", (error,), 9, 5))]
+        samples = [Sample("s", "1", "m", TwoViewResult("easy", (error,), 9, 5))]
         (plot,) = draw_plots([{"method": "m"}], samples, {"m": "m"})
         pictures.append(cv2.imdecode(np.frombuffer(plot.png, np.uint8), cv2.IMREAD_GRAYSCALE))
     assert np.abs(pictures[0].astype(float) - pictures[1]).max() > 50

@@ -159,7 +159,7 @@ def test_a_report_in_place_of_a_file_is_refused(root, tmp_path, capsys):
 
 def test_two_views_are_plotted_by_difficulty():
     samples = [
-        Sample("s", f"{n}", method, TwoViewResult(method, kind, (error, np.inf), 9, 5, 20, times))
+        Sample("s", f"{n}", method, TwoViewResult(kind, (error, np.inf), 9, 5, 20, times))
         for n, (kind, error) in enumerate([("easy", 1.0), ("hard", 8.0)])
         for method, times in (("upright", {"pose": 0.0}), ("polar", {"pose": 0.1}))
     ]

@@ -205,13 +205,13 @@ class TestScores:
     @pytest.mark.parametrize("matcher", ["mutual", "adalam"])
     def test_perfect_matcher_finds_the_pose_and_a_shuffled_one_does_not(self, points, matcher):
         first, second = self.features(points)
-        perfect = score_pair("m", first, second, self.pair, matcher)
+        perfect = score_pair(first, second, self.pair, matcher)
         assert perfect.error_deg < 0.5
         assert perfect.difficulty == "medium"
         assert perfect.inliers == perfect.matches > 50
         order = np.random.default_rng(2).permutation(len(points))
         shuffled = replace(second, keypoints=second.keypoints.take(order))
-        lost = score_pair("m", first, shuffled, self.pair, matcher)
+        lost = score_pair(first, shuffled, self.pair, matcher)
         assert lost.error_deg > 5
         assert lost.inliers < 0.3 * len(points)
 
@@ -234,7 +234,7 @@ class TestScores:
     def test_hardly_any_features_are_no_error(self, points, count):
         first, second = self.features(points[:count])
         for matcher in ("mutual", "adalam"):
-            assert score_pair("m", first, second, self.pair, matcher).matches <= count
+            assert score_pair(first, second, self.pair, matcher).matches <= count
 
     def test_accuracy_is_averaged_over_the_thresholds(self):
         errors_deg = [0.5, 4.5, math.inf]
@@ -242,9 +242,8 @@ class TestScores:
         assert mean_average_accuracy(errors_deg, 10) == pytest.approx((4 / 3 + 6 * 2 / 3) / 10)
         seconds = {"match": 0.1}
         results = [
-            TwoViewResult("m", "easy", (0.0,), 10, 8, 20, seconds),
-            TwoViewResult("m", "hard", (math.inf,), 2, 0, 10, seconds),
-            TwoViewResult("n", "hard", (0.0,), 2, 0, 10, seconds),
+            TwoViewResult("easy", (0.0,), 10, 8, 20, seconds),
+            TwoViewResult("hard", (math.inf,), 2, 0, 10, seconds),
         ]
         row = summarize(results, "m")
         assert (row["maa_5"], row["maa_10"], row["inliers"], row["pairs"]) == (0.5, 0.5, 4.0, 2)
@@ -254,17 +253,15 @@ class TestScores:
 
     def test_scenes_count_the_same_however_many_pairs_they_have(self):
         errors_deg = (0.0, 0.0, 0.0, math.inf)
-        results = [TwoViewResult("m", "easy", (each,), 9, 9) for each in errors_deg]
+        results = [TwoViewResult("easy", (each,), 9, 9) for each in errors_deg]
         scenes = ["large", "large", "large", "small"]
         row = summarize(results, "m", None, scenes)
         assert row["maa_5_scenes"] == row["maa_10_scenes"] == 0.5
         assert row["maa_5"] == row["maa_10"] == 0.75
-        other = [replace(result, method="n") for result in results]
-        assert summarize(other + results, "m", None, scenes * 2) == row
 
     def test_gain_is_taken_pair_by_pair(self):
         def results(*errors_deg):
-            return [TwoViewResult("m", "easy", (each,), 9, 9) for each in errors_deg]
+            return [TwoViewResult("easy", (each,), 9, 9) for each in errors_deg]
 
         first, second = results(0.0, math.inf, 5.5, 0.0), results(0.0, 0.0, 5.5, 5.5)
         row = summarize(second, "m", first)  # gains 0, 1, 0 and -0.5

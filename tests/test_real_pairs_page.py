@@ -111,6 +111,11 @@ def test_the_page_of_the_results_tells_how_they_were_measured(script, page, tabl
     assert f"{pairs} pairs: 15 easy, 28 medium, 52 hard" in text
 
 
+def test_times_come_with_the_processes_and_threads_of_their_run(page):
+    told = page.describe_times({"jobs": 3, "threads": 4, "cpus": 2}, {})
+    assert "3 processes at once, 4 threads each" in told
+
+
 def test_a_result_is_not_measured_again(script, tmp_path, monkeypatch):
     def run(command, **_):
         output = Path(command[command.index("-o") + 1])
@@ -124,7 +129,7 @@ def test_a_result_is_not_measured_again(script, tmp_path, monkeypatch):
         pairs="P", scenes="S", weights="W", methods=("polar",), results=tmp_path,
         jobs=3, quick=False, page_only=False,
     )  # fmt: skip
-    measured, seconds = script.measure_all(options, [(2, True)])
-    assert measured[2, True]["jobs"] == 3
+    _, seconds = script.measure_all(options, [(2, True)])
+    assert calls[0][calls[0].index("--jobs") + 1] == "3"
     assert script.measure_all(options, [(2, True)])[1] == seconds
     assert len(calls) == 1

@@ -83,10 +83,7 @@ class CachedMeasure(Generic[Unit, R]):
             return None
 
     def _decode(self, entry: dict[str, Any], method: str) -> Sample[R]:
-        fields = entry["result"]
-        if "method" in fields:  # its file may have been called otherwise
-            fields["method"] = method
-        result = self.result_class.restore(fields)
+        result = self.result_class.restore(entry["result"])
         return Sample(str(entry["sequence"]), str(entry["pair"]), method, result, reused=True)
 
 

@@ -67,8 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "pairs.csv; -o, --report or both")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("--cache", type=Path, metavar="DIR",
-            help="where results of pairs are kept, so that an interrupted run continues and adding "
-            f"a method evaluates only that method ({_CACHE} beside the output)")  # fmt: skip
+            help="where results of pairs, detections and poses are kept with their times, so that "
+            "an interrupted run continues and adding a method evaluates only that method "
+            f"({_CACHE} beside the output)")  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="measure everything, keep nothing")
     absent = argparse.SUPPRESS
 

@@ -10,13 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.evaluation.detection import Detections
-from cv_patchpose.evaluation.interface import (
-    AffineKeypoints,
-    Estimates,
-    Image,
-    Route,
-    fields_target,
-)
+from cv_patchpose.evaluation.interface import AffineKeypoints, Estimates, Image, Route
 from cv_patchpose.evaluation.sift_rules import (
     SIFT_MAGNIFICATION,
     characteristic_size_px,
@@ -48,7 +42,7 @@ class Upright:
     ) -> KeypointArrays:
         """Return the points with angle 0; other fields as in :meth:`Detections.write_fields`."""
         points = _with_angles(detections.points, np.zeros(len(detections.points)))
-        return _write(points, detections, descriptor, image, self.route)
+        return detections.write_fields(points, descriptor, image.shape[:2])
 
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
         """Return angle 0 and the detector's size or 1."""
@@ -77,12 +71,14 @@ class OwnPose:
         keypoints = detections.oriented if self.every_orientation else detections.points
         angle_deg = self._angles_deg(image, keypoints, detections.size_unit)
         keypoints = _with_angles(keypoints, angle_deg)
-        return _write(keypoints, detections, descriptor, image, self.route)
+        return detections.write_fields(keypoints, descriptor, image.shape[:2])
 
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
-        """Return size and angle as detected."""
-        angle_deg = self._angles_deg(image, keypoints)
-        return Estimates(keypoints.size_px.astype(np.float64), angle_deg)
+        """Return size and angle as detected; no sizes at fixed windows, whose size is given."""
+        size_px = keypoints.size_px.astype(np.float64)
+        if self.window_px is not None:
+            size_px[:] = np.nan
+        return Estimates(size_px, self._angles_deg(image, keypoints))
 
     def _angles_deg(
         self, image: Image, keypoints: KeypointArrays, size_unit: float = 1.0
@@ -116,7 +112,7 @@ class AngleOnly:
         """Return the points with their estimated angles; see :meth:`Detections.write_fields`."""
         estimates = self.estimate(image, detections.characteristic)
         points = _with_angles(detections.points, estimates.angle_deg)
-        return _write(points, detections, descriptor, image, self.route)
+        return detections.write_fields(points, descriptor, image.shape[:2])
 
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
         """Return angles and no sizes."""
@@ -148,7 +144,7 @@ class SiftAtPoint:
         found = self.estimate(image, detections.characteristic)
         size_px = (found.size_px * detections.size_unit).astype(np.float32)
         points = replace(_with_angles(detections.points, found.angle_deg), size_px=size_px)
-        return _write(points, detections, descriptor, image, self.route)
+        return detections.write_fields(points, descriptor, image.shape[:2])
 
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
         """Return sizes and angles."""
@@ -183,7 +179,7 @@ class AffineShape:
         """Return the points with shapes and angles; see :meth:`Detections.write_fields`."""
         shape = self._shapes(image, detections.characteristic)
         turned = _with_angles(detections.points, nearest_similarity(shape)[1])
-        written = _write(turned, detections, descriptor, image, self.route)
+        written = detections.write_fields(turned, descriptor, image.shape[:2])
         return AffineKeypoints(**vars(written), shape=shape)
 
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
@@ -218,13 +214,6 @@ def _supports(
     if fixed_px is not None:
         window_px = np.full(len(keypoints), fixed_px)
     return keypoints.xy_px.astype(np.float64), window_px
-
-
-def _write(
-    keypoints: KeypointArrays, detections: Detections, descriptor: str, image: Image, route: Route
-) -> KeypointArrays:
-    target = fields_target(descriptor, route)
-    return detections.write_fields(keypoints, target, image.shape[:2])
 
 
 def _with_angles(keypoints: KeypointArrays, angle_deg: NDArray[np.float64]) -> KeypointArrays:

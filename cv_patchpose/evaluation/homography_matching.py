@@ -110,11 +110,11 @@ def measure_pair(pair: PlanarPair, protocol: MatchingProtocol) -> list[Sample[Pa
         return []
     features1 = _features(pair.first, protocol)
     features2 = load_pipeline(protocol).compute(view2)
-    results = (
-        score_pair(name, features1[name], features2[name], homography, view1, protocol.matcher)
+    results = {
+        name: score_pair(features1[name], features2[name], homography, view1, protocol.matcher)
         for name in protocol.methods
-    )
-    return [Sample(pair.sequence, pair.pair, result.method, result) for result in results]
+    }
+    return [Sample(pair.sequence, pair.pair, name, each) for name, each in results.items()]
 
 
 def show_pair(pair: PlanarPair, protocol: MatchingProtocol) -> ShownPair:
@@ -153,18 +153,17 @@ def _features(path: Path, protocol: MatchingProtocol) -> dict[str, Features]:
 
 def summarize(results: list[PairResult], method: str) -> dict[str, float | str]:
     """Average a method's results over pairs."""
-    own = [result for result in results if result.method == method]
-    accuracy = np.mean([result.accuracy for result in own], axis=0)
+    accuracy = np.mean([result.accuracy for result in results], axis=0)
     return {
         "method": method,
         **dict(zip(MMA_NAMES, accuracy.tolist(), strict=True)),
-        "matches": float(np.mean([result.matches for result in own])),
-        "correct_matches": float(np.mean([result.correct for result in own])),
-        "keypoints": float(np.mean([result.keypoints for result in own])),
-        "pairs": len(own),
-        "refused_pairs": sum(result.refused for result in own),
-        **homography_accuracy([result.corner_error for result in own]),
-        **median_seconds([result.seconds for result in own]),
+        "matches": float(np.mean([result.matches for result in results])),
+        "correct_matches": float(np.mean([result.correct for result in results])),
+        "keypoints": float(np.mean([result.keypoints for result in results])),
+        "pairs": len(results),
+        "refused_pairs": sum(result.refused for result in results),
+        **homography_accuracy([result.corner_error for result in results]),
+        **median_seconds([result.seconds for result in results]),
     }
 
 
@@ -178,7 +177,6 @@ def _changes_zoom(view1: View, homography: NDArray[np.float64], least: float | N
 
 
 def score_pair(
-    method: str,
     features1: Features,
     features2: Features,
     homography: NDArray[np.float64],
@@ -195,7 +193,6 @@ def score_pair(
     xy1, xy2 = features1.xy_px[matches[:, 0]], features2.xy_px[matches[:, 1]]
     error_px = _error_px(homography, xy1, xy2)
     return PairResult(
-        method=method,
         keypoints=(len(features1.keypoints) + len(features2.keypoints)) / 2,
         matches=len(matches),
         correct=count_distinct_correct(xy1, xy2, error_px),

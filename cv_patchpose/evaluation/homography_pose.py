@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,6 +98,11 @@ class PoseProtocol:
         require_choice("points", self.points, POINT_SOURCES)
         require_choice("ground_truth", self.ground_truth, GROUND_TRUTHS)
         require_one_pose(self.methods)
+        if self.points != "repeated" and self.scale_prior not in ("auto", None, math.inf):
+            raise ValueError(
+                f"scale_prior: expected auto or none for {self.points} points, got "
+                f"{self.scale_prior}: only repeated points have sizes for a prior to be around"
+            )
 
     @property
     def most_points(self) -> int:

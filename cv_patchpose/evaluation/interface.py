@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.descriptors import DESCRIPTORS, VARIANTS
 from cv_patchpose.evaluation.detection import Detections
 from cv_patchpose.keypoints import KeypointArrays
 
@@ -61,7 +60,14 @@ class Method(Protocol):
     def pose(
         self, image: Image, detections: Detections, descriptor: str = "sift"
     ) -> KeypointArrays:
-        """Return the points as this method would have them described, perhaps several of each."""
+        """Return the points as this method would have them described, perhaps several of each.
+
+        Args:
+            image: (h, w, 3) uint8, BGR.
+            detections: The points.
+            descriptor: Whose fields are written: one of OpenCV's, or "sift" where what describes
+                reads no fields but characteristic sizes and angles.
+        """
 
     def estimate(self, image: Image, keypoints: KeypointArrays) -> Estimates:
         """Return one pose for each keypoint."""
@@ -81,9 +87,3 @@ class MethodSettings:
     window_px: float | None = None
     scale_prior_octaves: float | Literal["auto"] | None = "auto"
     peer_weights: Path | None = None
-
-
-def fields_target(descriptor: str, route: Route) -> str:
-    """Name the descriptor for which fields are written: SIFT, whose sizes patches take, or it."""
-    known = (*DESCRIPTORS, *VARIANTS)
-    return descriptor if route == "fields" and descriptor in known else "sift"

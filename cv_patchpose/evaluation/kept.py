@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cv_patchpose.evaluation.fingerprints import (
@@ -45,7 +46,7 @@ class Kept:
             pose: Method and descriptor that the fields are for; None for the points as detected.
             find: Finds them where no file has them.
         """
-        about = [image, self.points]
+        about = [image, self.points, cv2.getNumThreads()]  # the seconds depend on the threads
         if pose is not None:
             method, target = pose
             about += [dict(self.poses)[method], target]

@@ -9,7 +9,7 @@ import numpy as np
 
 from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.evaluation.detection import Detections
-from cv_patchpose.evaluation.interface import Estimates, Image, Route, fields_target
+from cv_patchpose.evaluation.interface import Estimates, Image, Route
 from cv_patchpose.keypoints import KeypointArrays, arrays_from_keypoints, keypoints_from_arrays
 
 
@@ -30,12 +30,11 @@ class Learned:
     ) -> KeypointArrays:
         """Return the points as the assigner writes them, or with nothing but size and angle new."""
         points = keypoints_from_arrays(detections.points)
-        target = fields_target(descriptor, self.route)
         with warnings.catch_warnings():
             # What a descriptor does not read is what is measured here.
             warnings.simplefilter("ignore", UserWarning)
             assigned = self.assigner.assign(
-                image, points, descriptor=target, detector=detections.traits
+                image, points, descriptor=descriptor, detector=detections.traits
             )
         posed = arrays_from_keypoints(assigned)
         if self.route != "naive":

@@ -12,7 +12,7 @@ import numpy as np
 
 from cv_patchpose.evaluation.description import DESCRIPTORS, Features, describe_keypoints
 from cv_patchpose.evaluation.detection import DETECTORS, PEER_DETECTORS, Detections, detect
-from cv_patchpose.evaluation.interface import Method, MethodSettings, fields_target
+from cv_patchpose.evaluation.interface import Method, MethodSettings
 from cv_patchpose.evaluation.kept import Kept
 from cv_patchpose.evaluation.keynet import load_keynet
 from cv_patchpose.evaluation.matchers import MATCHERS
@@ -144,15 +144,16 @@ class Pipeline:
     def _pose(
         self, name: str, view: View, points: Detections, image: str
     ) -> tuple[KeypointArrays, float]:
-        options, method = self.options, self.methods[name]
+        kept, target, method = self.options.kept, self.options.descriptor, self.methods[name]
+        if method.route != "fields" or target in PATCH_DESCRIPTORS:
+            target = "sift"  # whose sizes patches take
 
         def find() -> tuple[KeypointArrays, float]:
             start = time.perf_counter()
-            posed = method.pose(view.image, points, options.descriptor)
+            posed = method.pose(view.image, points, target)
             return posed, time.perf_counter() - start
 
-        pose = name, fields_target(options.descriptor, method.route)
-        return options.kept.get(image, pose, find) if options.kept else find()
+        return kept.get(image, (name, target), find) if kept else find()
 
 
 def load_pipeline(options: PipelineOptions) -> Pipeline:

@@ -26,7 +26,6 @@ class PairResult:
     """What one method got on one pair.
 
     Attributes:
-        method: Name.
         keypoints: Mean number of described keypoints of the two images.
         matches: Number of matches.
         correct: Number of distinct correct matches.
@@ -37,7 +36,6 @@ class PairResult:
         seconds: Time of each stage.
     """
 
-    method: str
     keypoints: float
     matches: int
     correct: int
@@ -84,7 +82,6 @@ class TwoViewResult:
     """What one method got on one pair.
 
     Attributes:
-        method: Name.
         difficulty: Of the pair.
         errors_deg: Of the poses estimated from the matches in several orders, each as good a guess
             as the other; inf where none was found.
@@ -95,7 +92,6 @@ class TwoViewResult:
         refused: Whether the descriptor raised an error over the fields it found.
     """
 
-    method: str
     difficulty: str
     errors_deg: tuple[float, ...]
     matches: int

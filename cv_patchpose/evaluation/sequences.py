@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -185,26 +184,16 @@ def _only_image(number: int, images: dict[int, list[Path]], homography: Path) ->
     return found[0]
 
 
-def thin_out(sequences: list[ImageSequence]) -> list[ImageSequence]:
-    """Keep every third pair, counted over all sequences."""
-    numbered = itertools.count()
-    thinned = [
-        replace(sequence, targets=tuple(t for t in sequence.targets if next(numbered) % 3 == 0))
-        for sequence in sequences
-    ]
-    return [sequence for sequence in thinned if sequence.targets]
-
-
 def list_pairs(sequences: list[ImageSequence], quick: bool) -> list[PlanarPair]:
-    """Return the pairs of all sequences, or only every third."""
-    chosen = thin_out(sequences) if quick else sequences
-    return [
+    """Return the pairs of all sequences, or every third of them."""
+    pairs = [
         PlanarPair(
             sequence.name, f"{sequence.first.stem}-{target.path.stem}", sequence.first, target
         )
-        for sequence in chosen
+        for sequence in sequences
         for target in sequence.targets
     ]
+    return pairs[::3] if quick else pairs
 
 
 def sequence_of(pair: PlanarPair) -> str:

@@ -121,11 +121,11 @@ def measure_pair(pair: ViewPair, protocol: TwoViewProtocol) -> list[Sample[TwoVi
         One sample per method.
     """
     turned, features1, features2 = _describe_pair(pair, protocol)
-    results = (
-        score_pair(name, features1[name], features2[name], turned, protocol.matcher)
+    results = {
+        name: score_pair(features1[name], features2[name], turned, protocol.matcher)
         for name in protocol.methods
-    )
-    return [Sample(pair.sequence, pair.pair, result.method, result) for result in results]
+    }
+    return [Sample(pair.sequence, pair.pair, name, each) for name, each in results.items()]
 
 
 def show_pair(pair: ViewPair, protocol: TwoViewProtocol) -> ShownPair:
@@ -182,7 +182,7 @@ def _features(
 
 
 def score_pair(
-    method: str, features1: Features, features2: Features, pair: ViewPair, matcher: str
+    features1: Features, features2: Features, pair: ViewPair, matcher: str
 ) -> TwoViewResult:
     """Match two images' features and compare the poses that fit with the cameras'.
 
@@ -202,7 +202,6 @@ def score_pair(
     seconds["verify"] = (time.perf_counter() - start - seconds["match"]) / _ESTIMATES
     true = relative_pose(camera1, camera2)
     return TwoViewResult(
-        method=method,
         difficulty=pair.difficulty,
         errors_deg=tuple(
             math.inf if fit is None else pose_error_deg(fit.pose, true) for fit in fits
@@ -224,23 +223,22 @@ def summarize(
     """Average a method's results over pairs; difficulties without a pair give None.
 
     Args:
-        results: Of every pair.
-        method: Whose results count.
+        results: The method's, of every pair.
+        method: Its name.
         first: Those of the method to compare with, pair by pair, if there is one; None for a pair
             on which it failed. The gain in mAA(10) comes with its standard error: pairs are few,
             and those that one method finds and another does not are fewer.
         scenes: Of each result. If given, mAA is also averaged over scenes, each counting the same
             however many pairs it has, as the Image Matching Challenge does.
     """
-    own = [result for result in results if result.method == method]
     row: dict[str, float | str | None] = {"method": method}
     for limit in MAA_LIMITS_DEG:
-        row[f"maa_{limit}"] = mean_average_accuracy(_errors_deg(own), limit)
+        row[f"maa_{limit}"] = mean_average_accuracy(_errors_deg(results), limit)
     if scenes is not None:
         for limit in MAA_LIMITS_DEG:
-            row[f"maa_{limit}_scenes"] = _mean_over_scenes(results, method, scenes, limit)
+            row[f"maa_{limit}_scenes"] = _mean_over_scenes(results, scenes, limit)
     for difficulty in DIFFICULTIES:
-        alike = [each for each in own if each.difficulty == difficulty]
+        alike = [each for each in results if each.difficulty == difficulty]
         row[f"maa_10_{difficulty}"] = (
             mean_average_accuracy(_errors_deg(alike), 10) if alike else None
         )
@@ -248,7 +246,7 @@ def summarize(
     if first is not None:
         gains = [
             _accuracy(one) - _accuracy(other)
-            for one, other in zip(own, first, strict=True)
+            for one, other in zip(results, first, strict=True)
             if other is not None
         ]
         row["maa_10_gain"] = float(np.mean(gains)) if gains else None
@@ -257,22 +255,19 @@ def summarize(
         )
     return {
         **row,
-        "inliers": float(np.mean([each.inliers for each in own])),
-        "matches": float(np.mean([each.matches for each in own])),
-        "keypoints": float(np.mean([each.keypoints for each in own])),
-        "pairs": len(own),
-        "refused_pairs": sum(each.refused for each in own),
-        **median_seconds([each.seconds for each in own]),
+        "inliers": float(np.mean([each.inliers for each in results])),
+        "matches": float(np.mean([each.matches for each in results])),
+        "keypoints": float(np.mean([each.keypoints for each in results])),
+        "pairs": len(results),
+        "refused_pairs": sum(each.refused for each in results),
+        **median_seconds([each.seconds for each in results]),
     }
 
 
-def _mean_over_scenes(
-    results: Sequence[TwoViewResult], method: str, scenes: Sequence[str], limit: int
-) -> float:
+def _mean_over_scenes(results: Sequence[TwoViewResult], scenes: Sequence[str], limit: int) -> float:
     by_scene: dict[str, list[TwoViewResult]] = {}
     for result, scene in zip(results, scenes, strict=True):
-        if result.method == method:
-            by_scene.setdefault(scene, []).append(result)
+        by_scene.setdefault(scene, []).append(result)
     return float(
         np.mean([mean_average_accuracy(_errors_deg(own), limit) for own in by_scene.values()])
     )
