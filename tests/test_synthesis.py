@@ -20,7 +20,7 @@ pytest.importorskip("tqdm")
 from cv_patchpose.files import find_images
 from cv_patchpose.homography import nearest_similarity, project
 from cv_patchpose.patches import PolarGrid
-from cv_patchpose.training import synthesis
+from cv_patchpose.training import dataset, synthesis
 from cv_patchpose.training.dataset import PairStream, sample_views
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, candidate_keypoints, read_photographs
@@ -157,7 +157,7 @@ def test_every_keypoint_that_is_made_is_used(folder, monkeypatch):
         made.append(group.patches)
         return group
 
-    monkeypatch.setattr("cv_patchpose.training.dataset.sample_views", sample)
+    monkeypatch.setattr(dataset, "sample_views", sample)
     photographs = read_photographs(folder)
     stream = PairStream(photographs, GRID, CLEAN, batch_size=16, pool_size=64, seed=0, reuse=4)
     batches = list(itertools.islice(stream, 200))
