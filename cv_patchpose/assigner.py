@@ -157,17 +157,16 @@ class PatchPoseAssigner:
         if self._options.assign_orientation and not self._options.keep_duplicates:
             distinct = arrays.distinct_index()
         chosen = arrays.take(distinct)
-        support = self._support(chosen, rule, traits)
-        poses = self._poses(pyramid, chosen, support)
+        # Not kept beside what is written: it takes 40 bytes a keypoint.
+        poses = self._poses(pyramid, chosen, self._support(chosen, rule, traits))
         posed = chosen.take(poses.keypoint_index)
         size_px = posed.size_px * poses.scale
         if not self._options.assign_scale:  # their own, but as the descriptor's rule takes them
-            size_px = support.own_px[poses.keypoint_index]
+            own_px = self._support(chosen, rule, traits).own_px
+            size_px = own_px[poses.keypoint_index]
         posed = replace(posed, size_px=size_px.astype(np.float32))
         if self._options.assign_orientation:
-            known = poses.angle_deg != NO_ANGLE_DEG
-            angle_deg = np.where(known, poses.angle_deg, posed.angle_deg)
-            posed = replace(posed, angle_deg=angle_deg.astype(np.float32))
+            posed = replace(posed, angle_deg=_written_angles(poses.angle_deg, posed.angle_deg))
         if rule.class_id_is_free:
             source = distinct[poses.keypoint_index]
             posed = replace(posed, class_id=source.astype(np.int32))
@@ -370,6 +369,13 @@ class PatchPoseAssigner:
             scale_offset_octaves=offset_octaves,
         )
         return poses, is_flat(histograms.scale)
+
+
+def _written_angles(
+    pose_deg: NDArray[np.float64], own_deg: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the poses' angles, the keypoints' own where there is none."""
+    return np.where(pose_deg == NO_ANGLE_DEG, own_deg, pose_deg).astype(np.float32)
 
 
 def _image_size(pyramid: ImagePyramid) -> tuple[int, int]:
