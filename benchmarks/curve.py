@@ -110,7 +110,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.set(xscale="log", xlabel="sampling and network, µs per keypoint", title=title)
         axes.minorticks_off()
         axes.set_xticks(TICKS_US, labels=map(str, TICKS_US))
-        axes.set_xlim(0.8 * min(times), 2 * max(times))  # room for names
+        axes.set_xlim(0.8 * min(times), 3 * max(times))  # room for names
         axes.margins(y=0.1)
         axes.grid(alpha=0.3)
         label_points(axes, points)
