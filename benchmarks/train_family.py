@@ -1,10 +1,10 @@
-"""Train the bundled models: networks of many sizes on the same views, taught by the largest.
+"""Train the bundled models: ring networks of many widths on the same views, taught by the widest.
 
-The views are made once and seen by all. The largest network learns from the pairs alone; the
-others also imitate its averaged weights, which costs them a fraction of the data that they would
-need by themselves. On a GPU the step of all networks is recorded once and replayed, because small
-networks spend their time on being launched. Give each member of RUN to `cv-patchpose export`, or to
-`train --init`; a run cannot be resumed.
+The teacher learns from the pairs of views alone. The others also imitate what its averaged weights
+find in the views before these were spoilt. Views are made on the device that trains; keypoints
+that a detector finds again in them come from processes on the processor. On a GPU the step of all
+networks is recorded once and replayed, because small networks spend their time on being launched.
+Give each member of RUN to `cv-patchpose export`, or to `train --init`; a run cannot be resumed.
 """
 
 from __future__ import annotations
@@ -13,61 +13,76 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import queue
+import threading
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cv_patchpose.commit import current_commit
-from cv_patchpose.grids import PolarGrid
-from cv_patchpose.histograms import PoseBins, log_scale_prior
 from cv_patchpose.training.calibration import reference_patches, scale_offset
 from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
-from cv_patchpose.training.dataset import Batch, PairStream
+from cv_patchpose.training.dataset import Batch, PairStream, arrays_of
+from cv_patchpose.training.device_synthesis import DevicePhotographs, send
+from cv_patchpose.training.device_views import (
+    DeviceBatch,
+    DevicePool,
+    DeviceViews,
+    compare_views,
+    zoom_and_rotation,
+)
+from cv_patchpose.training.imitation import Agreement
 from cv_patchpose.training.log import Row, write_rows
 from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
-from cv_patchpose.training.objective import Logits, PoseLoss, imitation_loss, pair_changes
+from cv_patchpose.training.objective import Logits, PoseLoss, imitation_loss
 from cv_patchpose.training.optimization import learning_rate
 from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.sources import POOL_BATCHES, ViewSource, measure
 
-RESTARTS = (100, 1000)  # steps after which the averages forget what came before
+RESTARTS = (200, 2000)  # steps after which the averages forget what came before
 EAGER_STEPS = 12  # before the recording, which wants everything to have happened once
-SYNTHESIS = SynthesisConfig(magnification=21.0)
-BASE = TrainConfig(
-    sigma_deg=4.0, sigma_octaves=0.1, floor=0.01, synthesis=SYNTHESIS, batch_size=256, reuse=1
+GROUPS = 64  # photographs of which views are made at once
+POOL_KEYPOINTS = 65536
+FOUND_BATCH = 256  # keypoints that come from the processor at once
+FOUND_POOL = 16384
+FOUND_REUSE = 2
+FOUND_SHARE = 0.25  # of a batch
+SYNTHESIS = SynthesisConfig(
+    magnification=21.0, tracked=0.2, blur_px=4.0, tilt_log_sigma=0.42, zoom_octaves=(-1.6, 1.2)
 )
-FIRST = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=6)
-SECOND = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=6)
+BASE = TrainConfig(
+    network="rings",
+    aligned=False,
+    sigma_deg=4.0,
+    sigma_octaves=0.1,
+    floor=0.001,
+    teacher_weight=2.5,
+    teacher_agreement=2.0,
+    batch_size=1024,
+    reuse=1,
+    synthesis=SYNTHESIS,
+)
 
 
-def ring(*channels: int, hidden: int = 64) -> TrainConfig:
-    """Shape a ring network: the stem's channels, then those of the layers."""
-    return dataclasses.replace(
-        BASE,
-        network="rings",
-        stem_channels=channels[0],
-        channels=channels[1:],
-        hidden=hidden,
-        aligned=False,
-    )
+def ring(width: int, hidden: int = 64) -> TrainConfig:
+    """Shape a ring network of so many channels."""
+    return dataclasses.replace(BASE, stem_channels=width, channels=(width,) * 3, hidden=hidden)
 
 
-TEACHER = "teacher"
+TEACHER = "rings-384"
 FAMILY = {
-    TEACHER: dataclasses.replace(BASE, stem_channels=32, channels=(64, 64), hidden=128),
-    "rings-32": ring(32, 32, 32, 32),
-    "rings-48": ring(48, 48, 48, 48),
-    "rings-64": ring(64, 64, 64, 64),
-    "rings-96": ring(96, 96, 96, 96, hidden=96),
-    "rings-128": ring(128, 128, 128, 128, hidden=128),
-    "rings-192": ring(192, 192, 192, 192, hidden=128),
-    "separable": dataclasses.replace(BASE, stride=1, separable=True, aligned=False, hidden=32),
+    TEACHER: ring(384, 256),
+    "rings-32": ring(32),
+    "rings-48": ring(48),
+    "rings-64": ring(64),
+    "rings-96": ring(96, 96),
+    "rings-192": ring(192, 128),
 }
 
 
@@ -107,26 +122,17 @@ class Member:
         if self.rate.device.type == "cpu":
             self.optimizer.param_groups[0]["lr"] = rate
 
-    def patches(self, batch: dict[str, Tensor]) -> Tensor:
-        """Choose the patches of this network's grid, and the rings and columns that it reads."""
-        grid = self.shape.grid
-        name, sampled = ("second", SECOND) if grid.columns == SECOND.columns else ("first", FIRST)
-        more = sampled.halo - grid.halo
-        patches = batch[name][:, :, -grid.rows :]
-        return patches[..., more : patches.shape[-1] - more].contiguous()
-
-    def _apply(self, network: nn.Module, batch: dict[str, Tensor]) -> Logits:
-        patches = self.patches(batch)
+    def _apply(self, network: nn.Module, patches: Tensor) -> Logits:
+        """Give the logits (B, V, ...) of (B, V, 1, H, W) patches."""
         # What a recording would remember of the cast weights must not outlive a step.
         with torch.autocast("cuda", torch.bfloat16, patches.is_cuda, cache_enabled=False):
-            found = network(patches, batch["prior"])
-        return Logits(*(values.float() for values in found))
+            found = network(patches.flatten(0, 1).float(), None)
+        return Logits(*(values.float().unflatten(0, patches.shape[:2]) for values in found))
 
-    def step(self, batch: dict[str, Tensor], taught: Logits | None) -> Tensor:
+    def step(self, batch: DeviceBatch, taught: Logits | None) -> Tensor:
         """Learn from one batch; returns the losses of scale and orientation."""
-        found = self._apply(self.network, batch)
-        views = Logits(*(values.unflatten(0, (-1, SYNTHESIS.views)) for values in found))
-        losses = self.loss.compare(views, batch["pairs"], batch["rotation"], batch["octaves"])
+        found = self._apply(self.network, batch["patches"])
+        losses = self.loss.compare(found, batch["pairs"], batch["rotation"], batch["octaves"])
         loss = losses[1] + self.config.scale_weight * losses[0]
         if taught is not None:
             loss = loss + self.config.teacher_weight * imitation_loss(found, taught)
@@ -140,10 +146,17 @@ class Member:
         return torch.stack(losses).detach()
 
     @torch.no_grad()
-    def teach(self, batch: dict[str, Tensor]) -> Logits:
-        """Tell the histograms that the averaged weights find."""
-        found = self._apply(self.average, batch)
-        return Logits(*(values.softmax(-1) for values in found))
+    def teach(self, batch: DeviceBatch, agree: Agreement) -> Logits:
+        """Tell the histograms that the averaged weights find in views that were not spoilt.
+
+        Of keypoints whose scale is known beforehand, and whose windows so show the same, it is what
+        they find in all views together.
+        """
+        found = self._apply(self.average, batch["exact_patches"])
+        alone = Logits(*(values.softmax(-1) for values in found))
+        agreed = agree(*alone, batch["turns"], batch["moves"])
+        known = batch["known"][:, None, None]
+        return Logits(*(torch.where(known, a, b) for a, b in zip(agreed, alone, strict=True)))
 
     @torch.no_grad()
     def restart_average(self) -> None:
@@ -166,25 +179,26 @@ class Family:
     ) -> None:
         self.device = device
         self.members = [Member(name, device) for name in FAMILY if name in {TEACHER, *names}]
+        self.agree = Agreement(self.members[0].shape.bins, BASE.teacher_agreement).to(device)
         self.losses = torch.zeros(len(self.members), 2, device=device)
         self.gpu = device.type == "cuda"
         self.record = record and self.gpu
         self.sides = [torch.cuda.Stream() for _ in range(streams)] if self.gpu else []
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: dict[str, Tensor] = {}
+        self.inputs: DeviceBatch = {}
         self.steps = 0
 
-    def step(self, batch: dict[str, Tensor]) -> None:
+    def step(self, batch: DeviceBatch) -> None:
         """Let every member learn from a batch."""
         if not self.inputs:
-            self.inputs = {name: values.to(self.device) for name, values in batch.items()}
+            self.inputs = {name: values.clone() for name, values in batch.items()}
         for name, values in batch.items():
-            given = values.pin_memory() if self.gpu else values
-            self.inputs[name].copy_(given, non_blocking=True)
+            self.inputs[name].copy_(values)
         if self.record and self.steps == EAGER_STEPS:
             torch.cuda.synchronize()
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            # The processor goes on to send keypoints that were found again.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self._step()
         if self.graph:
             self.graph.replay()
@@ -203,7 +217,7 @@ class Family:
                 member.restart_average()
 
     def _step(self) -> None:
-        taught = self.members[0].teach(self.inputs)
+        taught = self.members[0].teach(self.inputs, self.agree)
         main = torch.cuda.current_stream() if self.gpu else None
         for number, member in enumerate(self.members):
             told = taught if number else None
@@ -219,19 +233,102 @@ class Family:
             main.wait_stream(side)
 
 
-def tensors_of(batch: Batch) -> dict[str, Tensor]:
-    """Prepare a batch for the members: patches of both grids, prior, and the true changes."""
-    pairs, rotation_deg, octaves = pair_changes(batch)
-    prior = log_scale_prior(batch.scale_sigma.ravel(), PoseBins())
-    arrays = {
-        "first": batch.patches.reshape(-1, *batch.patches.shape[2:]),
-        "second": batch.second_patches.reshape(-1, *batch.second_patches.shape[2:]),
-        "prior": prior,
-        "rotation": rotation_deg.astype(np.float32),
-        "octaves": octaves.astype(np.float32),
+def prepare(batch: DeviceBatch) -> DeviceBatch:
+    """Compute what the members are told of a batch."""
+    pairs, rotation, octaves = compare_views(batch)
+    return {
+        "patches": batch["patches"],
+        "exact_patches": batch["exact_patches"],
         "pairs": pairs,
+        "rotation": rotation,
+        "octaves": octaves,
+        "known": batch["scale_sigma"][:, 0].isfinite(),
+        "turns": zoom_and_rotation(batch["jacobian"])[1],
+        "moves": batch["log2_exact_window"] - batch["log2_window"],
     }
-    return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+
+class Supply:
+    """Batches without end, of views made on the device and of keypoints that SIFT finds again.
+
+    Args:
+        source: of the photographs.
+        device: to make views on.
+        workers: processes that look for keypoints again; 0: none does.
+    """
+
+    def __init__(self, source: ViewSource, device: torch.device, workers: int) -> None:
+        shape = source.shape
+        photographs = DevicePhotographs(source.training, device)
+        self.views = DeviceViews(photographs, shape.grid, SYNTHESIS, BASE.seed)
+        self.device = device
+        self.made, self.found = DevicePool(POOL_KEYPOINTS), DevicePool(FOUND_POOL)
+        self.used = self.arrived = 0
+        self._queue: queue.Queue[Batch] = queue.Queue(8)
+        self._stop = threading.Event()
+        again = dataclasses.replace(SYNTHESIS, redetected=1.0, tracked=1.0)
+        self._streams = [
+            PairStream(
+                source.training,
+                shape.grid,
+                again,
+                batch_size=FOUND_BATCH,
+                pool_size=POOL_BATCHES * FOUND_BATCH // 4,
+                seed=(BASE.seed, number),
+                reuse=FOUND_REUSE,
+                exact=True,
+            )
+            for number in range(workers)
+        ]
+
+    def __enter__(self) -> Supply:
+        """Begin to make views."""
+        if self._streams:
+            # The processes are forked by the first batch, which no thread should see.
+            ahead = prefetch(self._streams, depth=4, processes=True)
+            self._queue.put(next(ahead))
+            self._thread = threading.Thread(target=self._collect, args=(ahead,), daemon=True)
+            self._thread.start()
+        while self.made.filled < self.made.capacity // 2:
+            self.made.put(self.views.make(GROUPS))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._stop.set()
+        if self._streams:
+            self._thread.join()
+
+    def _collect(self, ahead: Generator[Batch, None, None]) -> None:
+        with contextlib.closing(ahead):
+            for batch in ahead:
+                while not self._stop.is_set():
+                    with contextlib.suppress(queue.Full):
+                        self._queue.put(batch, timeout=0.1)
+                        break
+                if self._stop.is_set():
+                    return
+
+    def _receive(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                arrays = arrays_of(self._queue.get_nowait())
+                self.arrived += len(arrays["patches"])
+                self.found.put({name: send(self.device, a) for name, a in arrays.items()})
+
+    def __iter__(self) -> Iterator[DeviceBatch]:
+        """Give batches of BASE.batch_size keypoints."""
+        each = GROUPS * SYNTHESIS.keypoints_per_view * BASE.reuse
+        while True:
+            self._receive()
+            found = round(FOUND_SHARE * BASE.batch_size) if self.found.filled else 0
+            made = BASE.batch_size - found
+            parts = [self.made.draw(made)] + ([self.found.draw(found)] if found else [])
+            yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            self.used += made
+            while self.used >= each:
+                self.made.put(self.views.make(GROUPS))
+                self.used -= each
 
 
 class Run:
@@ -241,58 +338,40 @@ class Run:
         photographs: folder of photographs.
         folder: to write to.
         family: to train.
-        workers: processes that make views.
+        workers: processes that look for keypoints again.
     """
 
     def __init__(self, photographs: Path, folder: Path, family: Family, workers: int) -> None:
         self.folder, self.family, self.workers = folder, family, workers
-        self.source = ViewSource(photographs, BASE, family.members[-1].shape)
+        shape = family.members[0].shape
+        self.source = ViewSource(photographs, BASE, shape)
         for part in (self.source.training, self.source.held):
             part.find_all()
         self.origin = {"data": self.source.origin, "commit": current_commit() or ""}
-        self.validation, self.references = {}, {}
-        for shape in {m.shape.grid: m.shape for m in family.members}.values():
-            source = copy.copy(self.source)
-            source.shape = shape
-            self.validation[shape.grid] = source.validation()
-            self.references[shape.grid] = reference_patches(
-                shape.grid, source.held, SYNTHESIS.magnification
-            )
+        self.validation = self.source.validation()
+        self.references = reference_patches(shape.grid, self.source.held, SYNTHESIS.magnification)
         self.rows: dict[str, list[Row]] = {member.name: [] for member in family.members}
 
     def train(self, minutes: float, validate_every: float) -> None:
         """Train for some minutes, validations included; validate and save now and then."""
-        family, count = self.family, BASE.batch_size
+        family = self.family
         config = dataclasses.replace(BASE, budget_minutes=minutes)
-        streams = [
-            PairStream(
-                self.source.training,
-                FIRST,
-                SYNTHESIS,
-                batch_size=count,
-                pool_size=POOL_BATCHES * count // 4,
-                seed=(config.seed, number),
-                reuse=config.reuse,
-                second_grid=SECOND,
-            )
-            for number in range(self.workers)
-        ]
         losses = torch.zeros_like(family.losses)
-        begin, next_validation = time.monotonic(), validate_every
         with (
+            Supply(self.source, family.device, self.workers) as supply,
             tqdm(total=100.0, desc="train", mininterval=5) as bar,
-            contextlib.closing(prefetch(streams, depth=4, processes=True)) as batches,
         ):
-            for batch in batches:
+            begin, next_validation = time.monotonic(), validate_every
+            for batch in supply:
                 spent = (time.monotonic() - begin) / 60
                 for member in family.members:
                     member.set_rate(learning_rate(config, min(1.0, spent / minutes)))
-                family.step(tensors_of(batch))
+                family.step(prepare(batch))
                 losses.lerp_(family.losses, 0.02)
                 if family.steps % 20 == 0:
                     losses.sum().item()  # so that the processor does not run far ahead
                     bar.update(min(100.0, 100 * spent / minutes) - bar.n)
-                    bar.set_postfix_str(f"{family.steps} steps")
+                    bar.set_postfix_str(f"{family.steps} steps, {supply.arrived} found again")
                 if spent >= next_validation or spent >= minutes:
                     self.save(spent, losses.tolist(), config)
                     next_validation = (time.monotonic() - begin) / 60 + validate_every
@@ -303,13 +382,12 @@ class Run:
         """Validate all members, write their logs and checkpoints."""
         seen = self.family.steps * BASE.batch_size
         for member, (scale_loss, orientation_loss) in zip(self.family.members, losses, strict=True):
-            grid = member.shape.grid
             row: Row = {
                 "minutes": minutes,
                 "keypoints": seen,
                 "scale_loss": scale_loss,
                 "orientation_loss": orientation_loss,
-                **measure(member.average, self.validation[grid], member.shape),
+                **measure(member.average, self.validation, member.shape),
             }
             self.rows[member.name].append(row)
             folder = self.folder / member.name
@@ -331,7 +409,7 @@ class Run:
                 "keypoints": seen,
                 "minutes": minutes,
                 "scale_offset_octaves": scale_offset(
-                    member.average, self.references[grid], member.shape.bins
+                    member.average, self.references, member.shape.bins
                 ),
                 "photographs": self.source.images,
                 "validation_files": [Path(name).name for name in self.source.held_out],
@@ -361,7 +439,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--validate-every", type=float, default=1.0, metavar="MINUTES")
     parser.add_argument("--members", nargs="*", choices=list(FAMILY), default=list(FAMILY))
-    parser.add_argument("--workers", type=int, default=4, help="processes that make views")
+    parser.add_argument(
+        "--workers", type=int, default=4, help="processes that look for keypoints again"
+    )
     parser.add_argument("--side-streams", type=int, default=4, help="of the GPU")
     parser.add_argument("--eager", action="store_true", help="do not record the step on the GPU")
     options = parser.parse_args()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import mmap
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import cv2
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -24,26 +26,62 @@ def load(monkeypatch):
             del sys.modules[name]
 
 
-def test_the_family_takes_a_step_together(load):
+def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
+    """From the photographs to checkpoints that can be exported."""
+    torch = pytest.importorskip("torch")
+    from skimage import data
+
+    from cv_patchpose.training.checkpoint import load_checkpoint
+    from cv_patchpose.training.export import export_checkpoint
+
+    script = load("train_family")
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for name in ("astronaut", "camera", "coffee"):
+        cv2.imwrite(str(photographs / f"{name}.png"), cv2.resize(getattr(data, name)(), (240, 200)))
+    base = replace(script.BASE, batch_size=16, validation_keypoints=64, synthesis=script.SYNTHESIS)
+    monkeypatch.setattr(script, "BASE", base)
+    monkeypatch.setattr(
+        script, "FAMILY", {script.TEACHER: script.ring(24, 16), "rings-16": script.ring(16, 16)}
+    )
+    for name, count in (
+        ("GROUPS", 2),
+        ("POOL_KEYPOINTS", 192),
+        ("FOUND_POOL", 64),
+        ("FOUND_BATCH", 16),
+    ):
+        monkeypatch.setattr(script, name, count)
+    family = script.Family(["rings-16"], torch.device("cpu"))
+    run = script.Run(photographs, tmp_path / "run", family, workers=1)
+    before = [value.clone() for value in family.members[1].network.parameters()]
+    run.train(minutes=0.03, validate_every=1.0)
+    assert family.steps > 2
+    assert (family.losses > 0).all()
+    after = family.members[1].network.parameters()
+    assert all((old != new).any() for old, new in zip(before, after, strict=True))
+    state = load_checkpoint(tmp_path / "run/rings-16")
+    assert state["keypoints"] == 16 * family.steps
+    assert export_checkpoint(tmp_path / "run/rings-16", tmp_path / "small.onnx").is_file()
+
+
+def test_the_family_is_fed_keypoints_found_again(load, monkeypatch, tmp_path):
+    """A quarter of each batch, all of them of known scale."""
     torch = pytest.importorskip("torch")
     script = load("train_family")
-    views, count = script.SYNTHESIS.views, 2
-    patches = {
-        name: torch.randn(views * count, 1, grid.rows, grid.columns + 2 * grid.halo)
-        for name, grid in (("first", script.FIRST), ("second", script.SECOND))
-    }
-    pairs = torch.tensor([(one, other) for one in range(views) for other in range(one)])
-    changes = torch.zeros(count, len(pairs))
-    batch = patches | {
-        "prior": torch.zeros(views * count, 13),
-        "rotation": changes,
-        "octaves": changes,
-        "pairs": pairs,
-    }
-    family = script.Family(["rings-32", "separable"], torch.device("cpu"))
-    family.step(batch)
-    assert family.losses.shape == (3, 2)
-    assert (family.losses > 0).all()
+    width = {"patches": (4, 1, 24, 48), "scale_sigma": (4,), "jacobian": (4, 2, 2)}
+
+    def pool(value):
+        made = script.DevicePool(8)
+        made.put({name: torch.full((8, *shape), value) for name, shape in width.items()})
+        return made
+
+    supply = script.Supply.__new__(script.Supply)
+    supply.made, supply.found, supply.used = pool(1.0), pool(2.0), 0
+    supply._receive = lambda: None
+    batch = next(iter(supply))
+    count = script.BASE.batch_size
+    assert (batch["scale_sigma"][:, 0] == 2).sum() == count // 4
+    assert len(batch["patches"]) == count
 
 
 def test_the_curve_is_drawn_again_without_measuring(load, tmp_path, monkeypatch):

@@ -334,15 +334,28 @@ def test_a_system_that_cannot_fork_is_told_to_use_threads(folder, monkeypatch):
         prefetch([streams(folder, 0)], depth=1, processes=True)
 
 
-def test_a_second_grid_sees_the_same_places(folder):
-    second = PolarGrid(rows=40, columns=72, rows_per_octave=6, halo=1)
-    photographs = read_photographs(folder)
-    batch = sample_views(photographs[0], GRID, CLEAN, np.random.default_rng(0), second_grid=second)
-    halo = GRID.halo - second.halo
-    assert batch.second_patches.shape[-1] == 74
-    np.testing.assert_allclose(
-        batch.second_patches, batch.patches[..., halo : 84 - halo], atol=1e-5
-    )
+def test_exact_patches_show_the_true_places_unspoilt(folder):
+    """Of tracked keypoints in windows that follow the zoom, so that all views show the same."""
+    spoiling = SynthesisConfig(jitter_px=3.0, clean=0.0, tilt_log_sigma=0.0, perspective=0.0)
+    photograph = read_photographs(folder)[0]
+
+    def views(**options):
+        config = dataclasses.replace(spoiling, **options)
+        return sample_views(photograph, GRID, config, np.random.default_rng(0), exact=True)
+
+    tracked, fixed = views(tracked=1.0), views(tracked=0.0, free=0.0)
+    zoom, _ = nearest_similarity(tracked.jacobian)
+    np.testing.assert_allclose(np.ptp(tracked.log2_exact_window - np.log2(zoom), 1), 0, atol=1e-9)
+    np.testing.assert_array_equal(fixed.log2_exact_window, fixed.log2_window)
+    batch = sample_views(photograph, GRID, CLEAN, np.random.default_rng(0), exact=True)
+    known = np.isfinite(batch.scale_sigma)
+    assert known.any()
+    np.testing.assert_array_equal(batch.exact_patches[~known], batch.patches[~known])
+    rings = [
+        p[..., GRID.halo : -GRID.halo].mean(-1) for p in (tracked.patches, tracked.exact_patches)
+    ]
+    spread, exact_spread = (np.abs(np.diff(ring, axis=1)).mean() for ring in rings)
+    assert exact_spread < 0.6 * spread
 
 
 def test_closing_does_not_wait_for_a_batch_that_never_comes(folder):

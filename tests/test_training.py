@@ -19,7 +19,7 @@ onnx = pytest.importorskip("onnx")
 
 from cv_patchpose.errors import ModelError  # noqa: E402
 from cv_patchpose.estimator import PoseEstimator  # noqa: E402
-from cv_patchpose.histograms import PoseBins, PoseHistograms  # noqa: E402
+from cv_patchpose.histograms import PoseBins  # noqa: E402
 from cv_patchpose.patches import build_pyramid, sample_patches  # noqa: E402
 from cv_patchpose.training import calibration, curves  # noqa: E402
 from cv_patchpose.training import export as export_module  # noqa: E402
@@ -32,7 +32,7 @@ from cv_patchpose.training.checkpoint import (  # noqa: E402
 )
 from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.export import export_checkpoint  # noqa: E402
-from cv_patchpose.training.imitation import Teacher, agree  # noqa: E402
+from cv_patchpose.training.imitation import Agreement, Teacher  # noqa: E402
 from cv_patchpose.training.objective import (  # noqa: E402
     Logits,
     PoseLoss,
@@ -676,36 +676,33 @@ def test_a_teacher_reads_windows_of_several_sizes(toy_model):
 
 
 def told(*views):
-    """(1, V, bins) histograms with one peak each: (scale bin, orientation bin, sharpness)."""
+    """(1, V, S) and (1, V, R) histograms with one peak each: (bin, bin, sharpness)."""
     logits = [logits_at([[scale]], [[orientation]]) for scale, orientation, _ in views]
     sharpness = torch.tensor([[[sharp] for *_, sharp in views]]) / 4
     scale, orientation = (torch.cat([one[i] for one in logits], 1) for i in (0, 1))
-    return PoseHistograms(
-        scale=(sharpness * scale).softmax(-1).numpy(),
-        orientation=(sharpness * orientation).softmax(-1).numpy(),
-    )
+    return (sharpness * scale).softmax(-1), (sharpness * orientation).softmax(-1)
 
 
 def test_views_agree_on_what_most_of_them_tell():
     """Turned by 0, 30 and -25 degrees; the third view is sure of something else."""
     found = told((6, 10, 2.0), (6, 13, 2.0), (9, 20, 2.0))
-    turns, none = np.array([[0.0, 30.0, -25.0]]), np.zeros((1, 3))
-    agreed = agree(found, PoseBins(), turns, none, 1.0)
-    peaks = agreed.orientation[0].argmax(-1)
+    turns, none = torch.tensor([[0.0, 30.0, -25.0]]), torch.zeros(1, 3)
+    scale, orientation = Agreement(PoseBins(), 1.0)(*found, turns, none)
+    peaks = orientation[0].argmax(-1)
     assert peaks[:2].tolist() == [10, 13]
     assert peaks[2] in (7, 8)  # 7.5
-    assert agreed.orientation[0, 2, 7] == pytest.approx(agreed.orientation[0, 2, 8], rel=0.05)
-    assert agreed.scale[0].argmax(-1).tolist() == [6, 6, 6]
-    np.testing.assert_allclose(agreed.orientation.sum(-1), 1, atol=1e-5)
-    surer = agree(found, PoseBins(), turns, none, 3.0)
-    assert (surer.orientation.max(-1) > agreed.orientation.max(-1) + 0.05).all()
+    assert orientation[0, 2, 7] == pytest.approx(float(orientation[0, 2, 8]), rel=0.05)
+    assert scale[0].argmax(-1).tolist() == [6, 6, 6]
+    np.testing.assert_allclose(orientation.sum(-1), 1, atol=1e-5)
+    _, surer = Agreement(PoseBins(), 3.0)(*found, turns, none)
+    assert (surer.amax(-1) > orientation.amax(-1) + 0.05).all()
 
 
 def test_an_agreed_scale_moves_with_the_window_of_the_pupil():
     found = told((6, 0, 2.0), (6, 0, 2.0))
-    octaves = np.array([[1 / 3, -2.5]])
-    agreed = agree(found, PoseBins(), np.zeros((1, 2)), octaves, 1.0).scale[0]
-    together = agree(found, PoseBins(), np.zeros((1, 2)), np.zeros((1, 2)), 1.0).scale[0, 0]
+    none, agree = torch.zeros(1, 2), Agreement(PoseBins(), 1.0)
+    agreed = agree(*found, none, torch.tensor([[1 / 3, -2.5]]))[0][0]
+    together = agree(*found, none, none)[0][0, 0]
     np.testing.assert_allclose(agreed[0, 1:], together[:-1], atol=1e-6)
     # Moved by seven bins and a half, all but the tail lies beyond the histogram.
     assert agreed[0].sum() == pytest.approx(1, abs=1e-3)

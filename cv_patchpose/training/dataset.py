@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cv_patchpose.grids import PolarGrid, SquareGrid
-from cv_patchpose.patches import build_pyramid, sample_patches
+from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
 from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
 from cv_patchpose.training.placement import place_keypoints
-from cv_patchpose.training.synthesis import random_view
+from cv_patchpose.training.synthesis import Image, random_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,10 @@ class Batch:
             inf: nothing.
         taught_scale: (B, V, S) float32, a teacher's histograms; None without one.
         taught_orientation: (B, V, R) float32, likewise.
-        second_patches: (B, V, C, H, W) float32, the same places on a second grid; None without.
+        exact_patches: (B, V, C, H, W) float32, the true places in the views before they were
+            spoilt; None unless asked for.
+        log2_exact_window: (B, V) log2 of the windows of those: of keypoints whose scale is known
+            beforehand, windows that show the same in all views; of the others those of `patches`.
     """
 
     patches: NDArray[np.float32]
@@ -39,7 +42,8 @@ class Batch:
     scale_sigma: NDArray[np.float64]
     taught_scale: NDArray[np.float32] | None = None
     taught_orientation: NDArray[np.float32] | None = None
-    second_patches: NDArray[np.float32] | None = None
+    exact_patches: NDArray[np.float32] | None = None
+    log2_exact_window: NDArray[np.float64] | None = None
 
 
 def sample_views(
@@ -48,7 +52,7 @@ def sample_views(
     config: SynthesisConfig,
     rng: np.random.Generator,
     teacher: Teacher | None = None,
-    second_grid: PolarGrid | None = None,
+    exact: bool = False,
 ) -> Batch | None:
     """Cut the patches of some keypoints out of several random views of one photograph.
 
@@ -58,7 +62,7 @@ def sample_views(
         config: ranges of everything drawn.
         rng: random generator.
         teacher: tells its histograms of the same places.
-        second_grid: sampled too, for a second network that sees the same places.
+        exact: give the patches of the true places in unspoilt views too.
 
     Returns:
         A batch of at most `config.keypoints_per_view` keypoints, or None when no candidate is
@@ -73,29 +77,44 @@ def sample_views(
     placed = place_keypoints(photograph, views, config, rng)
     if placed is None:
         return None
-    pyramids = [build_pyramid(view.image, color=view.image.ndim == 3) for view in views]
-
-    def cut(grid: PolarGrid | SquareGrid) -> NDArray[np.float32]:
-        upright = np.zeros(len(placed.xy_px))
-        standardize = isinstance(grid, PolarGrid)
-        patches = [
-            sample_patches(p, xy, w, upright, grid, standardize=standardize, num_threads=1)
-            for p, xy, w in zip(
-                pyramids, placed.xy_px.swapaxes(0, 1), placed.window_px.T, strict=True
-            )
-        ]
-        return np.stack(patches, 1)
-
+    pyramids = [_pyramid(view.image) for view in views]
     told = teacher.tell(views, pyramids, placed) if teacher else None
+    truth: dict[str, NDArray[Any]] = {}
+    if exact:
+        known = np.isfinite(placed.scale_sigma)[:, None]
+        window_px = np.where(known, placed.exact_window_px, placed.window_px)
+        unspoilt = [_pyramid(view.unspoilt) for view in views]
+        truth["exact_patches"] = _cut(unspoilt, placed.exact_px, window_px, grid)
+        truth["log2_exact_window"] = np.log2(window_px)
     return Batch(
-        patches=cut(grid),
+        patches=_cut(pyramids, placed.xy_px, placed.window_px, grid),
         jacobian=placed.jacobian,
         log2_window=np.log2(placed.window_px),
         scale_sigma=np.repeat(placed.scale_sigma[:, None], config.views, 1),
         taught_scale=told.scale if told else None,
         taught_orientation=told.orientation if told else None,
-        second_patches=cut(second_grid) if second_grid else None,
+        **truth,
     )
+
+
+def _pyramid(image: Image) -> ImagePyramid:
+    return build_pyramid(image, color=image.ndim == 3)
+
+
+def _cut(
+    pyramids: Sequence[ImagePyramid],
+    xy_px: NDArray[np.float64],
+    window_px: NDArray[np.float64],
+    grid: PolarGrid | SquareGrid,
+) -> NDArray[np.float32]:
+    """Sample (B, V, 2) places of V views, in (B, V) windows."""
+    upright = np.zeros(len(xy_px))
+    standardize = isinstance(grid, PolarGrid)
+    patches = [
+        sample_patches(p, xy, w, upright, grid, standardize=standardize, num_threads=1)
+        for p, xy, w in zip(pyramids, xy_px.swapaxes(0, 1), window_px.T, strict=True)
+    ]
+    return np.stack(patches, 1)
 
 
 class PairStream:
@@ -110,7 +129,7 @@ class PairStream:
         seed: seed of this stream.
         reuse: how often a keypoint is drawn on average.
         teacher: tells its histograms of the same places.
-        second_grid: sampled too, see `sample_views`.
+        exact: see `sample_views`.
     """
 
     def __init__(
@@ -124,7 +143,7 @@ class PairStream:
         seed: int | tuple[int, ...],
         reuse: int = 1,
         teacher: Teacher | None = None,
-        second_grid: PolarGrid | None = None,
+        exact: bool = False,
     ) -> None:
         self.photographs = photographs
         self.grid = grid
@@ -133,7 +152,7 @@ class PairStream:
         self.pool_size = pool_size
         self.reuse = reuse
         self.teacher = teacher
-        self.second_grid = second_grid
+        self.exact = exact
         self.rng = np.random.default_rng(seed)
 
     def _groups(self) -> Iterator[Batch]:
@@ -143,7 +162,7 @@ class PairStream:
             for index in self.rng.permutation(len(self.photographs)):
                 photograph = self.photographs[int(index)]
                 group = sample_views(
-                    photograph, self.grid, self.config, self.rng, self.teacher, self.second_grid
+                    photograph, self.grid, self.config, self.rng, self.teacher, self.exact
                 )
                 if group is not None:
                     found = True

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.histograms import PoseBins, PoseHistograms, log_scale_prior
 from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
-from cv_patchpose.training.losses import upsampling_matrix
+from cv_patchpose.training.losses import shift_histogram, upsampling_matrix
 from cv_patchpose.training.placement import Placement
 from cv_patchpose.training.synthesis import View
 
@@ -35,7 +36,7 @@ class Teacher:
         octaves: log2 of the windows over those of the pupil; each a whole number of scale bins.
         agreement: 0: it tells of each view what it finds in the pupil's patch. Otherwise, of
             keypoints that are tracked or found again, it reads all views as they were before they
-            were spoilt, and tells what it finds in them together, with this power, see `agree`.
+            were spoilt, and tells what it finds in them together, with this power, see `Agreement`.
 
     Raises:
         ModelError: no such model.
@@ -52,7 +53,7 @@ class Teacher:
         octaves: Sequence[float] = (0.0,),
         agreement: float = 0.0,
     ) -> None:
-        self._agreement = agreement
+        self._agreement = Agreement(bins, agreement) if agreement else None
         # One thread: the producers of views, which ask, are threads already.
         self._estimator = PoseEstimator(model, num_threads=1)
         metadata = self._estimator.metadata
@@ -78,7 +79,7 @@ class Teacher:
         Returns:
             Scale (B, V, S) and orientation (B, V, R).
         """
-        together = np.isfinite(placed.scale_sigma) & bool(self._agreement)
+        together = np.isfinite(placed.scale_sigma) & (self._agreement is not None)
         told = self._read(pyramids, placed.xy_px, placed.window_px, placed.scale_sigma, ~together)
         if together.any():
             unspoilt = [build_pyramid(v.unspoilt, color=v.unspoilt.ndim == 3) for v in views]
@@ -86,10 +87,21 @@ class Teacher:
             found = self._read(unspoilt, placed.exact_px, windows, placed.scale_sigma, together)
             _, rotation_deg = nearest_similarity(placed.jacobian[together])
             octaves = np.log2(windows / placed.window_px)[together]
-            bins = self._estimator.metadata.bins
-            agreed = agree(found, bins, rotation_deg, octaves, self._agreement)
-            told = _join(told, agreed, together)
+            told = _join(told, self._agree(found, rotation_deg, octaves), together)
         return told
+
+    @torch.no_grad()
+    def _agree(
+        self,
+        found: PoseHistograms,
+        rotation_deg: NDArray[np.float64],
+        octaves: NDArray[np.float64],
+    ) -> PoseHistograms:
+        assert self._agreement is not None  # asked for
+        given = (found.scale, found.orientation, rotation_deg, octaves)
+        agreed = self._agreement(*(torch.from_numpy(np.asarray(a, np.float32)) for a in given))
+        scale, orientation = (values.numpy() for values in agreed)
+        return PoseHistograms(scale=scale, orientation=orientation)
 
     def _read(
         self,
@@ -147,14 +159,8 @@ class Teacher:
         )
 
 
-def agree(
-    told: PoseHistograms,
-    bins: PoseBins,
-    rotation_deg: NDArray[np.float64],
-    octaves: NDArray[np.float64],
-    power: float,
-) -> PoseHistograms:
-    """Let what a teacher told of several views of the same keypoints agree.
+class Agreement(nn.Module):
+    """Lets what a teacher told of several views of the same keypoints agree.
 
     The geometric mean of the histograms of all views, each turned back to where the keypoint was
     before, raised to a power: at 1 it is as undecided as the views are on average, at V what they
@@ -162,37 +168,51 @@ def agree(
     learns to find in one that is slanted, spoilt or off its place what is found in the others.
 
     Args:
-        told: scale (B, V, S), read in windows that follow the zoom, and orientation (B, V, R).
         bins: of the histograms.
-        rotation_deg: (B, V) turn of the views, clockwise.
-        octaves: (B, V) how much further out the pupil's windows show what those read show.
         power: see above.
-
-    Returns:
-        Scale (B, V, S), less what falls beyond its bins, and orientation (B, V, R).
 
     Source: ours; a product of experts, Hinton, Neural Computation 2002.
     """
-    turns = rotation_deg * (bins.orientation / 360)
-    orientation = _turn(np.log(told.orientation + LEAST), turns)
-    back = _turn(np.repeat(_mean(orientation, power), turns.shape[1], 1), -turns)
-    scale = np.exp(_mean(np.log(told.scale + LEAST), power))[:, 0]
-    index = np.arange(bins.scale)
-    steps = np.round(octaves * bins.scale_per_octave, 6)  # a hair off 0 would empty an end bin
-    moved = [
-        [np.interp(index - by, index, row, left=0, right=0) for by in moves]
-        for row, moves in zip(scale, steps, strict=True)
-    ]
-    return PoseHistograms(
-        scale=np.array(moved, np.float32),
-        orientation=(np.exp(back) / np.exp(back).sum(-1, keepdims=True)).astype(np.float32),
-    )
 
+    upsampling: Tensor
 
-def _mean(logs: NDArray[np.floating], power: float) -> NDArray[np.floating]:
-    """Average (B, V, ...) logs of histograms to (B, 1, ...) of one that sums to 1."""
-    mean = power * logs.mean(1, keepdims=True)
-    return np.asarray(mean - np.log(np.exp(mean).sum(-1, keepdims=True)))
+    def __init__(self, bins: PoseBins, power: float) -> None:
+        super().__init__()
+        self.bins, self.power = bins, power
+        fine = upsampling_matrix(bins.orientation, FINE_SAMPLES_PER_BIN, circular=True)
+        self.register_buffer("upsampling", fine)
+
+    def forward(
+        self, scale: Tensor, orientation: Tensor, rotation_deg: Tensor, octaves: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Find what the views say together.
+
+        Args:
+            scale: (B, V, S) histograms, read in windows that follow the zoom.
+            orientation: (B, V, R) histograms.
+            rotation_deg: (B, V) turn of the views, clockwise.
+            octaves: (B, V) how much further out the pupil's windows show what those read show.
+
+        Returns:
+            Scale (B, V, S), less what falls beyond its bins, and orientation (B, V, R).
+        """
+        turns = rotation_deg * (self.bins.orientation / 360)
+        together = self._mean(self._turn((orientation + LEAST).log(), turns))
+        back = self._turn(together.expand_as(orientation), -turns).softmax(-1)
+        agreed = self._mean((scale + LEAST).log()).exp().expand_as(scale)
+        steps = -octaves * self.bins.scale_per_octave
+        return shift_histogram(agreed, steps, circular=False), back
+
+    def _mean(self, logs: Tensor) -> Tensor:
+        """Average (B, V, ...) logs of histograms to (B, 1, ...) of one that sums to 1."""
+        return (self.power * logs.mean(1, keepdim=True)).log_softmax(-1)
+
+    def _turn(self, values: Tensor, bins: Tensor) -> Tensor:
+        """Turn (..., R) circles of values back by (...) bins, interpolated by a cubic."""
+        fine = values @ self.upsampling.T
+        start = (bins * FINE_SAMPLES_PER_BIN).round().long().unsqueeze(-1)
+        steps = FINE_SAMPLES_PER_BIN * torch.arange(values.shape[-1], device=values.device)
+        return fine.gather(-1, (start + steps) % fine.shape[-1])
 
 
 def _join(others: PoseHistograms, some: PoseHistograms, which: NDArray[np.bool_]) -> PoseHistograms:
@@ -204,20 +224,6 @@ def _join(others: PoseHistograms, some: PoseHistograms, which: NDArray[np.bool_]
     scale[~which], orientation[~which] = others.scale, others.orientation
     scale[which], orientation[which] = some.scale, some.orientation
     return PoseHistograms(scale=scale, orientation=orientation)
-
-
-def _turn(values: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn (..., R) circles of values back by (...) bins, interpolated by a cubic."""
-    count = values.shape[-1]
-    fine = values @ _upsampling(count).T
-    start = np.rint(bins * FINE_SAMPLES_PER_BIN).astype(int)[..., None]
-    index = (start + FINE_SAMPLES_PER_BIN * np.arange(count)) % fine.shape[-1]
-    return np.asarray(np.take_along_axis(fine, index, -1))
-
-
-@lru_cache(maxsize=8)
-def _upsampling(bins: int) -> NDArray[np.float32]:
-    return np.asarray(upsampling_matrix(bins, FINE_SAMPLES_PER_BIN, circular=True).numpy())
 
 
 def move_bins(values: NDArray[np.float32], bins: int, outside: float) -> NDArray[np.float32]:

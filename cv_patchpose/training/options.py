@@ -175,7 +175,8 @@ class TrainConfig:
         teacher_targets: histograms to imitate, "orientation", "scale" or both.
         teacher_agreement: 0: of each view the teacher tells what it finds in the pupil's patch.
             Otherwise, of keypoints tracked or found again, what it finds in all views together
-            before they were spoilt, the more decidedly the larger this is, see `imitation.agree`.
+            before they were spoilt, the more decidedly the larger this is, see
+            `imitation.Agreement`.
         synthesis: ranges of the synthesis.
 
     Raises:

@@ -72,8 +72,7 @@ def render(photograph: Image, homography: Matrix, canvas_px: int, center_px: Mat
     """Warp a photograph onto a square canvas, blurred first where the view shrinks it."""
     zoom = nearest_similarity(local_jacobian(homography, center_px[None]))[0][0]
     if zoom < 0.9:
-        sigma = 0.55 * np.sqrt(1 / zoom**2 - 1)
-        photograph = cv2.GaussianBlur(photograph, (0, 0), sigma)
+        photograph = cv2.GaussianBlur(photograph, (0, 0), shrinking_blur_px(zoom))
     view = cv2.warpPerspective(
         photograph,
         homography,
@@ -82,6 +81,11 @@ def render(photograph: Image, homography: Matrix, canvas_px: int, center_px: Mat
         borderMode=cv2.BORDER_REFLECT_101,
     )
     return np.asarray(view, np.uint8)
+
+
+def shrinking_blur_px(zoom: float) -> float:
+    """Return the blur that a photograph needs before a zoom below 1, standard deviation."""
+    return float(0.55 * np.sqrt(1 / zoom**2 - 1))
 
 
 def corrupt(image: Image, config: SynthesisConfig, rng: np.random.Generator) -> Image:
@@ -118,14 +122,25 @@ def corrupt(image: Image, config: SynthesisConfig, rng: np.random.Generator) -> 
 
 
 def _motion_blur(image: Image, rng: np.random.Generator) -> Image:
+    return np.asarray(cv2.filter2D(image, -1, motion_kernel(rng)), np.uint8)
+
+
+def motion_kernel(rng: np.random.Generator, side: int = 0) -> NDArray[np.float32]:
+    """Draw a line of 3 to 11 pixels through the middle of a kernel, which sums to 1.
+
+    Args:
+        rng: random generator.
+        side: of the kernel, odd; 0: as long as the line.
+    """
     length = 2 * int(rng.integers(1, 6)) + 1  # odd: an even kernel would shift the image
-    kernel = np.zeros((length, length), np.float32)
-    middle = (length - 1) / 2
-    step = middle * np.array([np.cos(angle := rng.uniform(0, np.pi)), np.sin(angle)])
+    side = side or length
+    kernel = np.zeros((side, side), np.float32)
+    middle, reach = (side - 1) / 2, (length - 1) / 2
+    step = reach * np.array([np.cos(angle := rng.uniform(0, np.pi)), np.sin(angle)])
     start, end = middle - step, middle + step
     cv2.line(kernel, np.rint(start).astype(int).tolist(), np.rint(end).astype(int).tolist(), 1.0)
     kernel += kernel[::-1, ::-1]  # about its centre, which a drawn line need not be
-    return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()), np.uint8)
+    return kernel / kernel.sum()
 
 
 def _resample(image: Image, rng: np.random.Generator) -> Image:

@@ -1,0 +1,226 @@
+"""Views made by PyTorch are those that NumPy and OpenCV make."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tqdm")
+
+from cv_patchpose.grids import PolarGrid  # noqa: E402
+from cv_patchpose.homography import local_jacobian, nearest_similarity  # noqa: E402
+from cv_patchpose.homography import project as project_points  # noqa: E402
+from cv_patchpose.patches import build_pyramid, sample_polar  # noqa: E402
+from cv_patchpose.training.dataset import Batch  # noqa: E402
+from cv_patchpose.training.device_patches import DevicePyramids, sample_device_polar  # noqa: E402
+from cv_patchpose.training.device_synthesis import (  # noqa: E402
+    Corruption,
+    DevicePhotographs,
+    draw_homographies,
+    render_views,
+)
+from cv_patchpose.training.device_views import (  # noqa: E402
+    DevicePool,
+    DeviceViews,
+    compare_views,
+    jacobians,
+    project,
+    zoom_and_rotation,
+)
+from cv_patchpose.training.objective import pair_changes  # noqa: E402
+from cv_patchpose.training.options import SynthesisConfig  # noqa: E402
+from cv_patchpose.training.photographs import Photographs  # noqa: E402
+from cv_patchpose.training.synthesis import render  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+CPU = torch.device("cpu")
+GRID = PolarGrid(rows=24, columns=36, rows_per_octave=3, halo=6)
+CONFIG = SynthesisConfig(canvas_px=192, keypoints_per_view=12)
+CLEAN = dataclasses.replace(CONFIG, corruption=0.0, jitter=0.0, jitter_px=0.0)
+
+
+def textured(seed, height=240, width=320):
+    noise = np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32)
+    smooth = sum(cv2.GaussianBlur(noise, (0, 0), s) * s for s in (2, 5, 12))
+    return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    images = [textured(0), textured(1, 320, 240)]
+    found = Photographs(["0.png", "1.png"], images)
+    return found, DevicePhotographs(found, CPU)
+
+
+@pytest.mark.parametrize("side", [192, 97])
+def test_patches_are_those_of_the_sampler(side):
+    rng = np.random.default_rng(0)
+    images = [textured(seed)[:side, :side] for seed in (2, 3)]
+    view = rng.integers(2, size=300)
+    xy = rng.uniform(-6, side + 6, (300, 2)).astype(np.float32)
+    window = (2.0 ** rng.uniform(2.5, 9, 300)).astype(np.float32)
+    pyramids = DevicePyramids(torch.from_numpy(np.stack(images)))
+    found = sample_device_polar(pyramids, *map(torch.from_numpy, (view, xy, window)), GRID).numpy()
+    expected = np.empty_like(found)
+    for number, image in enumerate(images):
+        mine = view == number
+        upright = np.zeros(mine.sum())
+        pyramid = build_pyramid(image)
+        expected[mine] = sample_polar(
+            pyramid, xy[mine], window[mine], upright, GRID, standardize=True
+        )[:, 0]
+    difference = np.abs(found - expected)
+    # A ring between two levels may be read from the other one in single precision.
+    assert np.quantile(difference, 0.99) < 0.05
+    assert difference.mean() < 2e-3
+
+
+def test_views_show_what_those_of_opencv_show(photographs):
+    found, on_device = photographs
+    centre = torch.tensor([[100.0, 120.0], [150.0, 80.0]])
+    homography, inverse = draw_homographies(centre, 4, CONFIG, np.random.default_rng(1))
+    both = homography @ inverse
+    identity = np.broadcast_to(np.eye(3), both.shape)
+    np.testing.assert_allclose(both / both[..., 2:, 2:], identity, atol=1e-3)
+    zoom, _ = zoom_and_rotation(jacobians(homography, centre[:, None])[:, 0])
+    assert zoom.min() < 0.7 < 1.1 < zoom.max()
+    index = torch.arange(2).repeat_interleave(4)
+    views = render_views(on_device, index, inverse.flatten(0, 1), zoom.flatten(), CONFIG.canvas_px)
+    for view, h, which in zip(views, homography.flatten(0, 1), index, strict=True):
+        centre_px = centre[which].double().numpy()
+        expected = render(found[int(which)].image, h.double().numpy(), CONFIG.canvas_px, centre_px)
+        assert np.abs(view.numpy() - expected).mean() < 1.5
+
+
+def test_geometry_is_that_of_homographies():
+    rng = np.random.default_rng(2)
+    xy = rng.uniform(20, 200, (1, 5, 2))
+    points = torch.from_numpy(xy).float()
+    homography, _ = draw_homographies(points[:, 0], 2, CONFIG, rng)
+    jacobian = jacobians(homography, points)
+    for view in range(2):
+        h = homography[0, view].double().numpy()
+        expected = local_jacobian(h, xy[0])
+        mapped = project(homography, points)[0, view]
+        np.testing.assert_allclose(mapped, project_points(h, xy[0]), rtol=1e-4)
+        np.testing.assert_allclose(jacobian[0, :, view], expected, atol=1e-3)
+        zoom, rotation_deg = nearest_similarity(expected)
+        found = zoom_and_rotation(jacobian[0, :, view])
+        np.testing.assert_allclose(found[0], zoom, rtol=1e-3)
+        np.testing.assert_allclose(found[1], rotation_deg, atol=0.05)
+
+
+def test_views_are_drawn_as_widely_as_asked():
+    rng = np.random.default_rng(3)
+    centre = torch.zeros(400, 2)
+    homography, _ = draw_homographies(centre, 4, CONFIG, rng)
+    mapped = project(homography, centre[:, None])
+    np.testing.assert_allclose(mapped, (CONFIG.canvas_px - 1) / 2, atol=1e-3)
+    jacobian = jacobians(homography, centre[:, None])[:, 0]
+    zoom, rotation_deg = zoom_and_rotation(jacobian)
+    octaves = zoom.log2()
+    low, high = CONFIG.zoom_octaves
+    assert low - 1e-3 <= octaves.min() < low + 0.1
+    assert high - 0.1 < octaves.max() <= high + 1e-3
+    assert rotation_deg.min() < -170 < 170 < rotation_deg.max()
+    values = torch.linalg.svdvals(jacobian)
+    log_tilt = (values[..., 0] / values[..., 1]).log()
+    assert float(log_tilt.median()) == pytest.approx(0.6745 * CONFIG.tilt_log_sigma, rel=0.1)
+    assert log_tilt.max() <= CONFIG.tilt_log_max + 1e-3
+
+
+@pytest.mark.parametrize("quality", [10, 35, 50, 90])
+def test_compression_rounds_as_jpeg_does(quality):
+    config = SynthesisConfig(jpeg_quality=(quality, quality))
+    view = textured(4)[:200, :200]
+    corruption = Corruption(config, CPU, np.random.default_rng(0))
+    found = corruption.compress(torch.from_numpy(view)[None].float())[0].round().clamp(0, 255)
+    code = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    expected = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE).astype(float)
+    changed = np.abs(expected - view).mean()
+    assert np.abs(found.numpy() - expected).mean() < 0.3 * changed
+
+
+def test_corruption_spares_clean_views_and_moves_nothing():
+    view = np.zeros((64, 64), np.float32)
+    view[28:37, 28:37] = 200
+    views = torch.from_numpy(view).repeat(200, 1, 1)
+    config = SynthesisConfig(corruption=1.0, noise=2.0)
+    clean = np.arange(200) % 4 == 0
+    spoilt = Corruption(config, CPU, np.random.default_rng(0))(views, clean)
+    same = (spoilt == views).flatten(1).all(1).numpy()
+    assert same[clean].all()
+    assert same[~clean].mean() < 0.1
+    assert (spoilt == spoilt.round()).all()
+    assert 0 <= spoilt.min() <= spoilt.max() <= 255
+    contrast = (spoilt - spoilt.flatten(1).median(1).values[:, None, None]).clamp(min=25) - 25
+    tick = torch.arange(64.0)
+    weight = contrast.sum((1, 2))
+    lit = weight > 0.2 * (200 - 25) * 81
+    middle = (contrast.sum(1) @ tick / weight)[lit]
+    assert lit.float().mean() > 0.8
+    assert float(middle.median()) == pytest.approx(32, abs=0.1)
+
+
+def test_a_made_batch_tells_the_truth(photographs):
+    """Tracked keypoints of clean views without jitter look alike once turned back."""
+    config = dataclasses.replace(
+        CLEAN, tracked=1.0, scale_sigma_octaves=0.0, tilt_log_sigma=0.0, perspective=0.0,
+        zoom_octaves=(-0.3, 0.3), window_px=(30.0, 40.0), magnification=6.0,
+    )  # fmt: skip
+    views = DeviceViews(photographs[1], GRID, config, 0)
+    batch = views.make(3)
+    assert set(batch) == {f.name for f in dataclasses.fields(Batch)} - {
+        "taught_scale",
+        "taught_orientation",
+    }
+    assert batch["patches"].shape == (36, 4, 1, 24, 48)
+    np.testing.assert_allclose(batch["patches"], batch["exact_patches"], atol=1e-5)
+    _, rotation_deg, octaves = compare_views(batch)
+    np.testing.assert_allclose(octaves, 0, atol=1e-4)
+    whole = batch["patches"][..., 0, 4:, GRID.halo : -GRID.halo]
+    first, second = whole[:, 0].numpy(), whole[:, 1].numpy()
+    turns = np.rint(rotation_deg[:, 0].numpy() / 10).astype(int)
+    back = np.stack([np.roll(p, -turn, -1) for p, turn in zip(second, turns, strict=True)])
+    away = np.stack([np.roll(p, turn, -1) for p, turn in zip(second, turns, strict=True)])
+    assert np.abs(back - first).mean() < 0.35 * np.abs(away - first).mean()
+
+
+def test_kinds_of_keypoints_come_in_their_shares(photographs):
+    config = dataclasses.replace(CONFIG, tracked=0.3, free=0.5)
+    views = DeviceViews(photographs[1], GRID, config, 1)
+    batch = views.make(24)
+    known = batch["scale_sigma"].isfinite()
+    assert (known == known[:, :1]).all()
+    assert float(known[:, 0].float().mean()) == pytest.approx(0.3, abs=0.1)
+    zoom, _ = zoom_and_rotation(batch["jacobian"])
+    residue = (batch["log2_exact_window"] - zoom.log2())[known[:, 0]]
+    assert residue.std(1).max() < 1e-3  # these windows show the same in all views
+    same = batch["log2_exact_window"] == batch["log2_window"]
+    assert same[~known].all()
+    fixed = batch["log2_window"][~known[:, 0]].std(1) < 0.1
+    assert float(fixed.float().mean()) == pytest.approx(0.5, abs=0.12)
+    arrays = {name: values.double().numpy() for name, values in batch.items()}
+    pairs, rotation_deg, octaves = pair_changes(Batch(**arrays))
+    found = compare_views(batch)
+    np.testing.assert_array_equal(found[0], pairs)
+    turn_error = (found[1].numpy() - rotation_deg + 180) % 360 - 180
+    np.testing.assert_allclose(turn_error, 0, atol=0.01)
+    np.testing.assert_allclose(found[2], octaves, atol=1e-3)
+
+
+def test_a_pool_forgets_the_oldest():
+    pool = DevicePool(5)
+    for start in (0, 2, 4, 6):
+        values = torch.arange(start, start + 2).float()
+        pool.put({"patches": values[:, None], "log2_window": values})
+    drawn = pool.draw(200)
+    assert pool.filled == 5
+    assert set(drawn["log2_window"].tolist()) == {3, 4, 5, 6, 7}
+    assert drawn["patches"].dtype == torch.float16
+    np.testing.assert_array_equal(drawn["patches"][:, 0].float(), drawn["log2_window"])
