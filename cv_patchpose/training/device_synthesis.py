@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
-from cv_patchpose.training.synthesis import motion_kernel, shrinking_blur_px
+from cv_patchpose.training.synthesis import Image, motion_kernel, shrinking_blur_px
 
 BLURRED_COPIES = 4  # of a photograph, half an octave of zoom apart
 MOTION_KERNELS = 256
@@ -86,7 +86,7 @@ def _put_copies(place: NDArray[np.uint8], photograph: Photograph) -> None:
     """Put the copies of a photograph into (BLURRED_COPIES, S, S), mirrored at their ends."""
     height, width = photograph.image.shape
     for number, copy in enumerate(place):
-        image = photograph.image
+        image: Image = photograph.image
         if number:
             image = cv2.GaussianBlur(image, (0, 0), shrinking_blur_px(2.0 ** (-number / 2)))
         below, right = len(copy) - height, len(copy) - width
@@ -136,10 +136,13 @@ def _rotations(angle_rad: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack((np.stack((cos, -sin), -1), np.stack((sin, cos), -1)), -2)
 
 
-def send(device: torch.device, values: NDArray[Any]) -> Tensor:
-    """Send whole numbers as int64 and others as float32, without waiting for the device."""
-    whole = np.issubdtype(values.dtype, np.integer)
-    tensor = torch.from_numpy(np.ascontiguousarray(values, np.int64 if whole else np.float32))
+def send(device: torch.device, values: NDArray[Any] | Tensor) -> Tensor:
+    """Send values without waiting for the device; arrays as int64 and float32."""
+    if isinstance(values, Tensor):
+        tensor = values
+    else:
+        whole = np.issubdtype(values.dtype, np.integer)
+        tensor = torch.from_numpy(np.ascontiguousarray(values, np.int64 if whole else np.float32))
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -288,7 +291,7 @@ class Corruption:
         )
         found = self.cosines @ blocks @ self.cosines.T
         steps = steps[:, None, None]
-        back = self.cosines.T @ ((found / steps).round() * steps) @ self.cosines
+        back: Tensor = self.cosines.T @ ((found / steps).round() * steps) @ self.cosines
         return back.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :side, :side] + 128
 
 

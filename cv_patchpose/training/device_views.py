@@ -202,8 +202,8 @@ def zoom_and_rotation(jacobian: Tensor) -> tuple[Tensor, Tensor]:
 def compare_views(batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Compute what `objective.pair_changes` does, on the device."""
     jacobian, log2_window = batch["jacobian"], batch["log2_window"]
-    first, second = zip(*itertools.combinations(range(jacobian.shape[1]), 2), strict=True)
-    pairs = constant((*first, *second), jacobian.device).long().view(2, -1).T
+    combinations = list(itertools.combinations(range(jacobian.shape[1]), 2))
+    pairs = constant([*itertools.chain(*combinations)], jacobian.device).long().view(-1, 2)
     first, second = pairs.unbind(1)
     one = jacobian[:, first]
     (a, b), (c, d) = (row.unbind(-1) for row in one.unbind(-2))

@@ -140,7 +140,7 @@ def motion_kernel(rng: np.random.Generator, side: int = 0) -> NDArray[np.float32
     start, end = middle - step, middle + step
     cv2.line(kernel, np.rint(start).astype(int).tolist(), np.rint(end).astype(int).tolist(), 1.0)
     kernel += kernel[::-1, ::-1]  # about its centre, which a drawn line need not be
-    return kernel / kernel.sum()
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def _resample(image: Image, rng: np.random.Generator) -> Image:
