@@ -29,3 +29,5 @@ measure pose-repeated homography-pose "$pairs" --points repeated --rotate 60 \
     --methods identity,detector,gradient-histogram,orinet,polar,polar-large
 measure clean patchpose "$held_out" --images 100 \
     --methods identity,gradient-histogram,orinet,polar,polar@2passes,polar-large
+echo "== limits"
+python "$(dirname "$0")/limits.py" "$pairs" --jobs 2

@@ -33,6 +33,11 @@ CORNERS = {
     "polar:2": "ours, `top_k=2`",
     "polar-large": "ours (`polar-large`)",
 }
+GROUPS = {
+    "others": "neither slanted nor zoomed much",
+    "slanted": "slanted: one axis 1.4 times the other, or more",
+    "zoomed": "zoomed by 1.41 or more, either way",
+}
 MEASURES = {
     "identity": "identity (no change)",
     "detector": "SIFT",
@@ -71,12 +76,13 @@ def _matching(plain: str, rotated: str, thresholds: Iterable[int]) -> list[Colum
     return columns
 
 
-def _pose(results: str, degrees: Iterable[int], before: str = "") -> list[Column]:
+def _pose(results: str, degrees: Iterable[int], before: str = "", kind: str = "") -> list[Column]:
     angles = [
-        Column(f"{before}{d}°", results, f"orientation_within_{d}_deg", ".1f") for d in degrees
+        Column(f"{before}{d}°", results, f"{kind}orientation_within_{d}_deg", ".1f")
+        for d in degrees
     ]
     scales = [
-        Column(f"{before}1/{d} octave", results, f"scale_within_1_{d}_octave", ".1f")
+        Column(f"{before}1/{d} octave", results, f"{kind}scale_within_1_{d}_octave", ".1f")
         for d in (6, 3)
     ]
     return angles + scales
@@ -117,6 +123,14 @@ TABLES: dict[str, tuple[dict[str, str], list[Column]]] = {
     "pose-repeated": (MEASURES, _pose("pose-repeated", (5, 10, 20))),
     "pose-fixed": (MEASURES, _pose("pose-fixed", (5, 10, 20))),
     "clean": (MEASURES, _pose("clean", (5, 10))),
+    "limits": (
+        GROUPS,
+        [
+            _count("pairs", "limits", "pairs"),
+            *_pose("limits", (5, 10)),
+            *_pose("limits", (5, 10), "warped: ", "warped_"),
+        ],
+    ),
 }
 # The other way round, a figure to a row.
 CARD_ROWS = {name: POSES[name] for name in ("detector", "polar", "polar-large")}

@@ -5,6 +5,10 @@ find in the views before these were spoilt. Views are made on the device that tr
 that a detector finds again in them come from processes on the processor. On a GPU the step of all
 networks is recorded once and replayed, because small networks spend their time on being launched.
 Give each member of RUN to `cv-patchpose export`, or to `train --init`; a run cannot be resumed.
+
+Which direction of a patch counts as 0 the teacher finds for itself, and not every answer serves
+matching as well (docs/performance.md): `--init rings-384=CHECKPOINT` begins with that of another
+network of rings, which may be narrower.
 """
 
 from __future__ import annotations
@@ -26,7 +30,13 @@ from tqdm import tqdm
 
 from cv_patchpose.commit import current_commit
 from cv_patchpose.training.calibration import reference_patches, scale_offset
-from cv_patchpose.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
+from cv_patchpose.training.checkpoint import (
+    CHECKPOINT_NAME,
+    load_checkpoint,
+    network_of,
+    save_checkpoint,
+    shape_of,
+)
 from cv_patchpose.training.dataset import Batch, PairStream, arrays_of
 from cv_patchpose.training.device_synthesis import DevicePhotographs, send
 from cv_patchpose.training.device_views import (
@@ -38,12 +48,19 @@ from cv_patchpose.training.device_views import (
 )
 from cv_patchpose.training.imitation import Agreement
 from cv_patchpose.training.log import Row, write_rows
-from cv_patchpose.training.networks import build_network, network_config, shape_to_entry
+from cv_patchpose.training.networks import (
+    NetworkConfig,
+    build_network,
+    describe_differences,
+    network_config,
+    shape_to_entry,
+)
 from cv_patchpose.training.objective import Logits, PoseLoss, imitation_loss
 from cv_patchpose.training.optimization import learning_rate
 from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.sources import POOL_BATCHES, ViewSource, measure
+from cv_patchpose.training.widening import can_widen, widen
 
 RESTARTS = (200, 2000)  # steps after which the averages forget what came before
 EAGER_STEPS = 12  # before the recording, which wants everything to have happened once
@@ -92,13 +109,15 @@ class Member:
     Args:
         name: of the family.
         device: to train on.
+        init: run or checkpoint whose weights to begin with, widened where they are of fewer
+            channels; None for random ones.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.config = name, FAMILY[name]
+    def __init__(self, name: str, device: torch.device, init: str | None = None) -> None:
+        self.name, self.config = name, dataclasses.replace(FAMILY[name], init=init)
         self.shape = network_config(self.config)
         torch.manual_seed(self.config.seed)
-        network = build_network(self.shape)
+        network = _begun_with(init, self.shape) if init else build_network(self.shape)
         self.network = network.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
         self.loss = PoseLoss(self.shape.bins, self.config).to(device)
@@ -164,6 +183,14 @@ class Member:
         torch._foreach_copy_(self._average, self._now)
 
 
+def _begun_with(checkpoint: str, shape: NetworkConfig) -> nn.Module:
+    state = load_checkpoint(checkpoint)
+    if not can_widen(shape_of(state), shape):
+        differences = describe_differences(shape_of(state), shape)
+        raise ValueError(f"init: {checkpoint} is of another network: {differences}")
+    return widen(network_of(state), shape)
+
+
 class Family:
     """All members and the step that they take together.
 
@@ -172,13 +199,24 @@ class Family:
         device: to train on.
         streams: of the GPU, over which the members are spread; 0: one after the other.
         record: record the step on the GPU once and replay it.
+        init: checkpoints by the names of the members that begin with their weights.
     """
 
     def __init__(
-        self, names: list[str], device: torch.device, *, streams: int = 0, record: bool = True
+        self,
+        names: list[str],
+        device: torch.device,
+        *,
+        streams: int = 0,
+        record: bool = True,
+        init: dict[str, str] | None = None,
     ) -> None:
         self.device = device
-        self.members = [Member(name, device) for name in FAMILY if name in {TEACHER, *names}]
+        self.members = [
+            Member(name, device, (init or {}).get(name))
+            for name in FAMILY
+            if name in {TEACHER, *names}
+        ]
         self.agree = Agreement(self.members[0].shape.bins, BASE.teacher_agreement).to(device)
         self.losses = torch.zeros(len(self.members), 2, device=device)
         self.gpu = device.type == "cuda"
@@ -440,6 +478,15 @@ class Run:
             )
 
 
+def _named_checkpoint(text: str) -> tuple[str, str]:
+    name, separator, checkpoint = text.partition("=")
+    if name not in FAMILY or not separator:
+        raise argparse.ArgumentTypeError(
+            f"expected MEMBER=CHECKPOINT, a member of {', '.join(FAMILY)}, got {text!r}"
+        )
+    return name, checkpoint
+
+
 def main() -> None:
     """Train the family."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -452,6 +499,14 @@ def main() -> None:
         "--workers", type=int, default=4, help="processes that look for keypoints again"
     )
     parser.add_argument("--side-streams", type=int, default=4, help="of the GPU")
+    parser.add_argument(
+        "--init",
+        nargs="*",
+        default=[],
+        type=_named_checkpoint,
+        metavar="MEMBER=CHECKPOINT",
+        help="weights to begin with",
+    )
     parser.add_argument("--eager", action="store_true", help="do not record the step on the GPU")
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -460,7 +515,13 @@ def main() -> None:
         True  # what cuDNN guesses is thirty times slower for some widths
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    family = Family(options.members, device, streams=options.side_streams, record=not options.eager)
+    family = Family(
+        options.members,
+        device,
+        streams=options.side_streams,
+        record=not options.eager,
+        init=dict(options.init),
+    )
     run = Run(options.photographs, options.run, family, options.workers)
     begin = time.monotonic()
     run.train(options.minutes, options.validate_every)

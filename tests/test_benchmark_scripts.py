@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,14 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     assert (family.losses > 0).all()
     after = family.members[1].network.parameters()
     assert all((old != new).any() for old, new in zip(before, after, strict=True))
+    small = str(tmp_path / "run/rings-16")
+    wider = script.Member(script.TEACHER, torch.device("cpu"), small)
+    patches = torch.randn(3, 1, 24, 48)
+    with torch.no_grad():
+        same = zip(family.members[1].average(patches), wider.average(patches), strict=True)
+        assert all(torch.allclose(one, other, atol=1e-4) for one, other in same)
+    with pytest.raises(ValueError, match="init: .*another network: .*channels"):
+        script.Member("rings-16", torch.device("cpu"), str(tmp_path / "run" / script.TEACHER))
     state = load_checkpoint(tmp_path / "run/rings-16")
     assert state["keypoints"] == 16 * family.steps
     assert export_checkpoint(tmp_path / "run/rings-16", tmp_path / "small.onnx").is_file()
@@ -82,6 +91,32 @@ def test_the_family_is_fed_keypoints_found_again(load, monkeypatch, tmp_path):
     count = script.BASE.batch_size
     assert (batch["scale_sigma"][:, 0] == 2).sum() == count // 4
     assert len(batch["patches"]) == count
+
+
+def test_limits_are_told_by_what_is_large_about_a_pair(load, tmp_path, monkeypatch):
+    """And the warped images are those that the homographies say: their poses agree."""
+    limits = load("limits")
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 255, (60, 80), np.uint8), (320, 240))
+    scene = tmp_path / "pairs/scene"
+    scene.mkdir(parents=True)
+    for number in range(1, 5):
+        # Another appearance: of the photographs nothing agrees.
+        shown = image if number == 1 else rng.permutation(image.ravel()).reshape(image.shape)
+        cv2.imwrite(str(scene / f"{number}.png"), shown)
+    center = np.array([[1, 0, 160], [0, 1, 120], [0, 0, 1.0]])
+    for number, linear in ((2, np.eye(2)), (3, np.diag([1.3, 0.8])), (4, 1.5 * np.eye(2))):
+        matrix = np.eye(3)
+        matrix[:2, :2] = linear
+        np.savetxt(scene / f"H_1_{number}", center @ matrix @ np.linalg.inv(center))
+    monkeypatch.setattr(limits, "RESULTS", tmp_path / "limits.json")
+    monkeypatch.setattr(sys, "argv", ["limits.py", str(tmp_path / "pairs"), "--jobs", "1"])
+    limits.main()
+    rows = json.loads((tmp_path / "limits.json").read_text())["rows"]
+    assert [(row["method"], row["pairs"]) for row in rows] == [(g, 1) for g in limits.GROUPS]
+    same = rows[0]
+    assert same["warped_orientation_within_5_deg"] > 95
+    assert same["orientation_within_5_deg"] < 30
 
 
 def test_the_curve_is_drawn_again_without_measuring(load, tmp_path, monkeypatch):
