@@ -33,9 +33,9 @@ CORNERS = {
     "polar:2": "ours, `top_k=2`",
     "polar-large": "ours (`polar-large`)",
 }
-GROUPS = {
-    "others": "neither slanted nor zoomed much",
-    "slanted": "slanted: one axis 1.4 times the other, or more",
+KINDS = {
+    "others": "neither tilted nor zoomed much",
+    "tilted": "tilted: one axis 1.4 times the other, or more",
     "zoomed": "zoomed by 1.41 or more, either way",
 }
 MEASURES = {
@@ -124,7 +124,7 @@ TABLES: dict[str, tuple[dict[str, str], list[Column]]] = {
     "pose-fixed": (MEASURES, _pose("pose-fixed", (5, 10, 20))),
     "clean": (MEASURES, _pose("clean", (5, 10))),
     "limits": (
-        GROUPS,
+        KINDS,
         [
             _count("pairs", "limits", "pairs"),
             *_pose("limits", (5, 10)),

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cv_patchpose.commit import current_commit
+from cv_patchpose.errors import naming
 from cv_patchpose.training.calibration import reference_patches, scale_offset
 from cv_patchpose.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -68,8 +69,9 @@ GROUPS = 64  # photographs of which views are made at once
 POOL_KEYPOINTS = 65536
 FOUND_BATCH = 256  # keypoints that come from the processor at once
 FOUND_POOL = 16384
-FOUND_REUSE = 2
+FOUND_REUSE = 4  # how often each of them is drawn, at most
 FOUND_SHARE = 0.25  # of a batch
+PATIENCE_S = 2.0
 SYNTHESIS = SynthesisConfig(
     magnification=21.0, tracked=0.2, blur_px=4.0, tilt_log_sigma=0.42, zoom_octaves=(-1.6, 1.2)
 )
@@ -184,7 +186,8 @@ class Member:
 
 
 def _begun_with(checkpoint: str, shape: NetworkConfig) -> nn.Module:
-    state = load_checkpoint(checkpoint)
+    with naming({"checkpoint": "init"}):
+        state = load_checkpoint(checkpoint)
     if not can_widen(shape_of(state), shape):
         differences = describe_differences(shape_of(state), shape)
         raise ValueError(f"init: {checkpoint} is of another network: {differences}")
@@ -235,8 +238,7 @@ class Family:
         if self.record and self.steps == EAGER_STEPS:
             torch.cuda.synchronize()
             self.graph = torch.cuda.CUDAGraph()
-            # The processor goes on to send keypoints that were found again.
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self.graph):
                 self._step()
         if self.graph:
             self.graph.replay()
@@ -301,8 +303,8 @@ class Supply:
         self.views = DeviceViews(photographs, shape.grid, SYNTHESIS, BASE.seed)
         self.device = device
         self.made, self.found = DevicePool(POOL_KEYPOINTS), DevicePool(FOUND_POOL)
-        self.used = self.arrived = 0
-        self._queue: queue.Queue[DeviceBatch] = queue.Queue(8)
+        self.used = self.arrived = self.found_left = 0
+        self._queue: queue.Queue[DeviceBatch | BaseException] = queue.Queue(8)
         self._stop = threading.Event()
         again = dataclasses.replace(SYNTHESIS, redetected=1.0, tracked=1.0)
         self._streams = [
@@ -313,7 +315,6 @@ class Supply:
                 batch_size=FOUND_BATCH,
                 pool_size=POOL_BATCHES * FOUND_BATCH // 4,
                 seed=(BASE.seed, number),
-                reuse=FOUND_REUSE,
                 exact=True,
             )
             for number in range(workers)
@@ -335,22 +336,30 @@ class Supply:
         """End the processes."""
         self._stop.set()
         if self._streams:
-            self._thread.join()
+            self._thread.join(PATIENCE_S)  # a daemon, which may be at a batch that takes long
 
     def _collect(self, ahead: Generator[Batch, None, None]) -> None:
         with contextlib.closing(ahead):
-            for batch in map(_halve, ahead):
-                while not self._stop.is_set():
-                    with contextlib.suppress(queue.Full):
-                        self._queue.put(batch, timeout=0.1)
-                        break
-                if self._stop.is_set():
-                    return
+            try:
+                for batch in ahead:
+                    self._offer(_halve(batch))
+                    if self._stop.is_set():
+                        return
+            except BaseException as error:  # carried over to the training
+                self._offer(error)
+
+    def _offer(self, item: DeviceBatch | BaseException) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return self._queue.put(item, timeout=0.1)
 
     def _receive(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 tensors = self._queue.get_nowait()
+                if isinstance(tensors, BaseException):
+                    raise tensors
+                self.found_left += FOUND_REUSE * len(tensors["patches"])
                 self.arrived += len(tensors["patches"])
                 self.found.put({name: send(self.device, t) for name, t in tensors.items()})
 
@@ -359,11 +368,12 @@ class Supply:
         each = GROUPS * SYNTHESIS.keypoints_per_view * BASE.reuse
         while True:
             self._receive()
-            found = round(FOUND_SHARE * BASE.batch_size) if self.found.filled else 0
+            found = min(round(FOUND_SHARE * BASE.batch_size), self.found_left)
             made = BASE.batch_size - found
             parts = [self.made.draw(made)] + ([self.found.draw(found)] if found else [])
             yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self.used += made
+            self.found_left -= found
             while self.used >= each:
                 self.made.put(self.views.make(GROUPS))
                 self.used -= each
@@ -405,11 +415,11 @@ class Run:
         config = dataclasses.replace(BASE, budget_minutes=minutes)
         losses = torch.zeros_like(family.losses)
         with (
-            Supply(self.source, family.device, self.workers) as supply,
+            Supply(self.source, family.device, self.workers) as self.supply,
             tqdm(total=100.0, desc="train", mininterval=5) as bar,
         ):
             begin, next_validation = time.monotonic(), validate_every
-            for batch in supply:
+            for batch in self.supply:
                 spent = (time.monotonic() - begin) / 60
                 for member in family.members:
                     member.set_rate(learning_rate(config, min(1.0, spent / minutes)))
@@ -418,7 +428,7 @@ class Run:
                 if family.steps % 20 == 0:
                     losses.sum().item()  # so that the processor does not run far ahead
                     bar.update(min(100.0, 100 * spent / minutes) - bar.n)
-                    bar.set_postfix_str(f"{family.steps} steps, {supply.arrived} found again")
+                    bar.set_postfix_str(f"{family.steps} steps, {self.supply.arrived} found again")
                 if spent >= next_validation or spent >= minutes:
                     self.save(spent, losses.tolist(), config)
                     next_validation = (time.monotonic() - begin) / 60 + validate_every
@@ -479,8 +489,8 @@ class Run:
 
 
 def _named_checkpoint(text: str) -> tuple[str, str]:
-    name, separator, checkpoint = text.partition("=")
-    if name not in FAMILY or not separator:
+    name, _, checkpoint = text.partition("=")
+    if name not in FAMILY or not checkpoint:
         raise argparse.ArgumentTypeError(
             f"expected MEMBER=CHECKPOINT, a member of {', '.join(FAMILY)}, got {text!r}"
         )
@@ -509,6 +519,16 @@ def main() -> None:
     )
     parser.add_argument("--eager", action="store_true", help="do not record the step on the GPU")
     options = parser.parse_args()
+    init = dict(options.init)
+    members = {TEACHER, *options.members}
+    if len(init) < len(options.init) or not init.keys() <= members:
+        parser.error(f"--init: expected each of {', '.join(sorted(members))} once at most")
+    if min(options.workers, options.side_streams) < 0:
+        parser.error("--workers, --side-streams: expected whole numbers of at least 0")
+    if not (options.minutes > 0 and options.validate_every > 0):
+        parser.error("--minutes, --validate-every: expected numbers above 0")
+    if options.run.exists():
+        parser.error(f"RUN: expected a new folder, got {options.run}")
     cv2.setNumThreads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = (
@@ -520,7 +540,7 @@ def main() -> None:
         device,
         streams=options.side_streams,
         record=not options.eager,
-        init=dict(options.init),
+        init=init,
     )
     run = Run(options.photographs, options.run, family, options.workers)
     begin = time.monotonic()

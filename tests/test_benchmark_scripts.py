@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import mmap
+import queue
 import sys
+import threading
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -57,6 +60,7 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     before = [value.clone() for value in family.members[1].network.parameters()]
     run.train(minutes=0.03, validate_every=1.0)
     assert family.steps > 2
+    assert run.supply.arrived >= run.supply.found.filled > 0
     assert (family.losses > 0).all()
     after = family.members[1].network.parameters()
     assert all((old != new).any() for old, new in zip(before, after, strict=True))
@@ -73,24 +77,64 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     assert export_checkpoint(tmp_path / "run/rings-16", tmp_path / "small.onnx").is_file()
 
 
-def test_the_family_is_fed_keypoints_found_again(load, monkeypatch, tmp_path):
-    """A quarter of each batch, all of them of known scale."""
+def test_the_family_is_fed_keypoints_found_again(load):
+    """A quarter of each batch as long as there are some, each drawn a few times at most."""
     torch = pytest.importorskip("torch")
     script = load("train_family")
-    width = {"patches": (4, 1, 24, 48), "scale_sigma": (4,), "jacobian": (4, 2, 2)}
+    shapes = {"patches": (4, 1, 24, 48), "scale_sigma": (4,), "jacobian": (4, 2, 2)}
+    count, share = script.BASE.batch_size, script.BASE.batch_size // 4
 
-    def pool(value):
-        made = script.DevicePool(8)
-        made.put({name: torch.full((8, *shape), value) for name, shape in width.items()})
-        return made
+    def keypoints(number, value):
+        return {name: torch.full((number, *shape), value) for name, shape in shapes.items()}
 
     supply = script.Supply.__new__(script.Supply)
-    supply.made, supply.found, supply.used = pool(1.0), pool(2.0), 0
-    supply._receive = lambda: None
-    batch = next(iter(supply))
-    count = script.BASE.batch_size
-    assert (batch["scale_sigma"][:, 0] == 2).sum() == count // 4
-    assert len(batch["patches"]) == count
+    supply.made, supply.found = script.DevicePool(8), script.DevicePool(share)
+    supply.made.put(keypoints(8, 1.0))
+    supply.device, supply._queue = torch.device("cpu"), queue.Queue()
+    supply.used = supply.arrived = supply.found_left = 0
+    supply._queue.put(keypoints(share, 2.0))
+    batches = iter(supply)
+    supply.views = SimpleNamespace(make=lambda groups: keypoints(8, 1.0))
+    found = [int((next(batches)["scale_sigma"][:, 0] == 2).sum()) for _ in range(6)]
+    assert found == [share] * script.FOUND_REUSE + [0] * (6 - script.FOUND_REUSE)
+    assert len(next(batches)["patches"]) == count
+    supply._queue.put(OSError("a worker's"))
+    with pytest.raises(OSError, match="a worker's"):
+        next(batches)
+
+
+def test_what_ends_a_worker_ends_the_training(load):
+    script = load("train_family")
+    supply = script.Supply.__new__(script.Supply)
+    supply._queue, supply._stop = queue.Queue(), threading.Event()
+
+    def fails():
+        raise ValueError("no such photograph")
+        yield
+
+    supply._collect(fails())
+    with pytest.raises(ValueError, match="no such photograph"):
+        supply._receive()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--init", "rings-384="], "expected MEMBER=CHECKPOINT"),
+        (["--init", "rings-64=a", "--members", "rings-32"], "--init: expected each of"),
+        (["--workers", "-1"], "--workers, --side-streams: expected"),
+        (["--minutes", "0"], "--minutes, --validate-every: expected"),
+    ],
+)
+def test_the_family_refuses_options(load, monkeypatch, capsys, tmp_path, words, message):
+    pytest.importorskip("torch")
+    script = load("train_family")
+    monkeypatch.setattr(
+        sys, "argv", ["train_family.py", "photographs", str(tmp_path / "r"), *words]
+    )
+    with pytest.raises(SystemExit):
+        script.main()
+    assert message in capsys.readouterr().err
 
 
 def test_limits_are_told_by_what_is_large_about_a_pair(load, tmp_path, monkeypatch):
@@ -113,10 +157,15 @@ def test_limits_are_told_by_what_is_large_about_a_pair(load, tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["limits.py", str(tmp_path / "pairs"), "--jobs", "1"])
     limits.main()
     rows = json.loads((tmp_path / "limits.json").read_text())["rows"]
-    assert [(row["method"], row["pairs"]) for row in rows] == [(g, 1) for g in limits.GROUPS]
+    assert [(row["method"], row["pairs"]) for row in rows] == [(g, 1) for g in limits.KINDS]
     same = rows[0]
     assert same["warped_orientation_within_5_deg"] > 95
     assert same["orientation_within_5_deg"] < 30
+    pair = limits.list_pairs(limits.find_sequences(tmp_path / "pairs")[0], quick=False)[2]
+    expected = cv2.warpPerspective(image, pair.target.homography, (320, 240))
+    inner = slice(20, -20)
+    difference = cv2.absdiff(limits.warp(pair)[inner, inner, 0], expected[inner, inner])
+    assert difference.mean() < 4
 
 
 def test_the_curve_is_drawn_again_without_measuring(load, tmp_path, monkeypatch):

@@ -12,8 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tqdm")
 
 from cv_patchpose.grids import PolarGrid  # noqa: E402
-from cv_patchpose.homography import local_jacobian, nearest_similarity  # noqa: E402
-from cv_patchpose.homography import project as project_points  # noqa: E402
+from cv_patchpose.homography import local_jacobian, nearest_similarity, project  # noqa: E402
 from cv_patchpose.patches import build_pyramid, sample_polar  # noqa: E402
 from cv_patchpose.training.dataset import Batch  # noqa: E402
 from cv_patchpose.training.device_patches import DevicePyramids, sample_device_polar  # noqa: E402
@@ -21,6 +20,7 @@ from cv_patchpose.training.device_synthesis import (  # noqa: E402
     Corruption,
     DevicePhotographs,
     draw_homographies,
+    map_points,
     render_views,
 )
 from cv_patchpose.training.device_views import (  # noqa: E402
@@ -28,12 +28,15 @@ from cv_patchpose.training.device_views import (  # noqa: E402
     DeviceViews,
     compare_views,
     jacobians,
-    project,
     zoom_and_rotation,
 )
 from cv_patchpose.training.objective import pair_changes  # noqa: E402
 from cv_patchpose.training.options import SynthesisConfig  # noqa: E402
-from cv_patchpose.training.photographs import Photographs  # noqa: E402
+from cv_patchpose.training.photographs import Photograph, Photographs  # noqa: E402
+from cv_patchpose.training.placement import (  # noqa: E402
+    _reference_windows,
+    _visible_everywhere,
+)
 from cv_patchpose.training.synthesis import render  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -106,8 +109,9 @@ def test_geometry_is_that_of_homographies():
     for view in range(2):
         h = homography[0, view].double().numpy()
         expected = local_jacobian(h, xy[0])
-        mapped = project(homography, points)[0, view]
-        np.testing.assert_allclose(mapped, project_points(h, xy[0]), rtol=1e-4)
+        mapped, depth = map_points(homography, points[:, None])
+        np.testing.assert_allclose(mapped[0, view], project(h, xy[0]), rtol=1e-4)
+        np.testing.assert_allclose(depth[0, view], xy[0] @ h[2, :2] + h[2, 2], rtol=1e-4)
         np.testing.assert_allclose(jacobian[0, :, view], expected, atol=1e-3)
         zoom, rotation_deg = nearest_similarity(expected)
         found = zoom_and_rotation(jacobian[0, :, view])
@@ -119,7 +123,7 @@ def test_views_are_drawn_as_widely_as_asked():
     rng = np.random.default_rng(3)
     centre = torch.zeros(400, 2)
     homography, _ = draw_homographies(centre, 4, CONFIG, rng)
-    mapped = project(homography, centre[:, None])
+    mapped, _ = map_points(homography, centre[:, None, None])
     np.testing.assert_allclose(mapped, (CONFIG.canvas_px - 1) / 2, atol=1e-3)
     jacobian = jacobians(homography, centre[:, None])[:, 0]
     zoom, rotation_deg = zoom_and_rotation(jacobian)
@@ -146,25 +150,85 @@ def test_compression_rounds_as_jpeg_does(quality):
     assert np.abs(found.numpy() - expected).mean() < 0.3 * changed
 
 
-def test_corruption_spares_clean_views_and_moves_nothing():
-    view = np.zeros((64, 64), np.float32)
-    view[28:37, 28:37] = 200
-    views = torch.from_numpy(view).repeat(200, 1, 1)
-    config = SynthesisConfig(corruption=1.0, noise=2.0)
+def test_corruption_spares_clean_views():
+    views = torch.from_numpy(textured(5)[:64, :64]).float().repeat(200, 1, 1)
     clean = np.arange(200) % 4 == 0
+    config = SynthesisConfig(corruption=1.0)
     spoilt = Corruption(config, CPU, np.random.default_rng(0))(views, clean)
     same = (spoilt == views).flatten(1).all(1).numpy()
     assert same[clean].all()
     assert same[~clean].mean() < 0.1
     assert (spoilt == spoilt.round()).all()
     assert 0 <= spoilt.min() <= spoilt.max() <= 255
-    contrast = (spoilt - spoilt.flatten(1).median(1).values[:, None, None]).clamp(min=25) - 25
-    tick = torch.arange(64.0)
-    weight = contrast.sum((1, 2))
-    lit = weight > 0.2 * (200 - 25) * 81
-    middle = (contrast.sum(1) @ tick / weight)[lit]
-    assert lit.float().mean() > 0.8
-    assert float(middle.median()) == pytest.approx(32, abs=0.1)
+
+
+@pytest.mark.parametrize("change", ["_move", "_blur", "_resample", "_add_noise", "compress"])
+def test_no_corruption_moves_a_view(change):
+    view = np.zeros((65, 65), np.float32)
+    view[28:37, 28:37] = 200
+    views = torch.from_numpy(view).repeat(300, 1, 1)
+    corruption = Corruption(SynthesisConfig(noise=2.0), CPU, np.random.default_rng(0))
+    found = getattr(corruption, change)(views).clamp(0, 255)
+    assert (found - views).abs().amax((1, 2)).min() > 1
+    tick = torch.arange(65.0)
+    found = torch.where(found < 10, 0.0, found)
+    weight = found.sum((1, 2))
+    for axis in (1, 2):
+        middle = found.sum(axis) @ tick / weight
+        assert float(middle.mean()) == pytest.approx(32, abs=0.05)
+
+
+def test_light_changes_views_pixel_by_pixel_but_for_shading():
+    view = torch.from_numpy(textured(6)[:64, :64]).float().repeat(50, 1, 1)
+    corruption = Corruption(SynthesisConfig(), CPU, np.random.default_rng(0))
+    found = corruption._relight(view)
+    order = view[0].flatten().argsort()
+    ranked = found.flatten(1)[:, order]
+    rising = (ranked.diff(dim=1) >= -1e-3).float().mean(1)
+    assert float((rising > 0.999).float().mean()) == pytest.approx(0.6, abs=0.2)  # not shaded
+    assert found.std(0).mean() > 10
+
+
+def test_keypoints_are_those_that_all_views_show(photographs):
+    found, on_device = photographs
+    config = dataclasses.replace(CONFIG, margin_px=40, keypoints_per_view=30)
+    views = DeviceViews(on_device, GRID, config, 0)
+    centre = on_device.xy_px[:, 5]
+    homography, _ = draw_homographies(centre, 3, config, np.random.default_rng(4))
+    chosen = views._choose(on_device.xy_px, on_device.device_counts, homography)
+    for which in range(2):
+        xy = on_device.xy_px[which, : int(on_device.counts[which])].double().numpy()
+        seen = Photograph(found[which].image, xy, np.full(len(xy), np.nan))
+        expected = _visible_everywhere(seen, [*homography[which].double().numpy()], config)
+        kept = set(chosen[which].tolist())
+        assert kept <= set(expected.tolist())
+        assert len(kept) == min(30, len(expected)) > 3
+
+
+def test_windows_are_those_of_the_processor(photographs):
+    config = dataclasses.replace(CONFIG, magnification=10.0)
+    size = np.where(np.arange(4000) % 2, 6.0, np.nan)
+    expected = _reference_windows(size, config, np.random.default_rng(0))
+    views = DeviceViews(photographs[1], GRID, config, 0)
+    windows = views._windows(torch.from_numpy(size).float()).numpy()
+    for blob in (0, 1):
+        share = np.linspace(0.05, 0.95, 7)
+        one, other = (np.log2(np.quantile(w[blob::2], share)) for w in (windows, expected))
+        np.testing.assert_allclose(one, other, atol=0.12)
+
+
+def test_places_jitter_and_some_views_stay_clean(photographs):
+    config = dataclasses.replace(CONFIG, tracked=0.0, free=0.0, clean=0.4, jitter=0.0)
+    still = dataclasses.replace(config, jitter_px=0.0)
+    batch = DeviceViews(photographs[1], GRID, still, 3).make(40)
+    same = (batch["patches"] - batch["exact_patches"]).abs().amax((1, 2, 3, 4)) < 1e-4
+    same = same.view(40, -1)
+    assert (same.all(1) == same.any(1)).all()
+    assert float(same[:, 0].float().mean()) == pytest.approx(0.4, abs=0.2)
+    jittered = dataclasses.replace(config, jitter_px=1.0, clean=1.0)
+    batch = DeviceViews(photographs[1], GRID, jittered, 3).make(4)
+    moved = (batch["patches"] - batch["exact_patches"]).abs().amax((1, 2, 3, 4))
+    assert (moved > 1e-3).all()
 
 
 def test_a_made_batch_tells_the_truth(photographs):

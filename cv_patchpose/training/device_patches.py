@@ -34,18 +34,21 @@ class DevicePyramids:
         self.values = torch.cat([level.to(torch.uint8).flatten(1) for level in levels], 1)
         sides = [level.shape[-1] for level in levels]
         starts = [sum(side**2 for side in sides[:number]) for number in range(len(sides))]
-        self.sides = constant(sides, images.device).long()
-        self.starts = constant(starts, images.device).long()
+        self.sides, self.starts = (constant(n, images.device) for n in (sides, starts))
 
 
 def constant(values: Sequence[float], device: torch.device) -> Tensor:
-    """Return numbers as float32 on a device, sent there only once: sending waits for it."""
+    """Return whole numbers as int64 and others as float32, sent to a device only once.
+
+    Sending them would wait for it.
+    """
     return _constant(tuple(values), device)
 
 
 @lru_cache(maxsize=32)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    whole = all(isinstance(value, int) for value in values)
+    return torch.tensor(values, dtype=torch.int64 if whole else torch.float32, device=device)
 
 
 def _filter(images: Tensor, taps: tuple[float, ...], step: int = 1) -> Tensor:

@@ -20,7 +20,7 @@ from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
 from cv_patchpose.training.synthesis import Image, motion_kernel, shrinking_blur_px
 
-BLURRED_COPIES = 4  # of a photograph, half an octave of zoom apart
+BLURRED_COPIES = 5  # of a photograph, half an octave of zoom apart
 MOTION_KERNELS = 256
 RESAMPLINGS = 4  # factors drawn in each call
 JPEG_BLOCK = 8
@@ -46,6 +46,9 @@ class DevicePhotographs:
         candidates: most keypoints kept of each, drawn at random.
         seed: of that draw.
 
+    Raises:
+        ValueError: no photograph has a keypoint.
+
     Attributes:
         images: (BLURRED_COPIES, M, S, S) uint8; copy k is blurred for a zoom of 2**(-k / 2).
         size: (M, 2) width and height of each, pixels; beyond them it is mirrored.
@@ -58,6 +61,8 @@ class DevicePhotographs:
         self, photographs: Photographs, device: torch.device, candidates: int = 800, seed: int = 0
     ) -> None:
         usable = [p for p in (photographs[i] for i in range(len(photographs))) if len(p.xy_px)]
+        if not usable:
+            raise ValueError("images: expected photographs with corners or blobs, found none")
         side = max(max(p.image.shape) for p in usable)
         rng = np.random.default_rng(seed)
         images = np.empty((BLURRED_COPIES, len(usable), side, side), np.uint8)
@@ -124,11 +129,30 @@ def draw_homographies(
     back = np.tile(np.eye(3), (*shape, 1, 1))
     back[..., :2, :2] = np.linalg.inv(linear)
     device = center_px.device
-    outer = send(device, recenter @ perspective @ affine)
-    inner = send(device, back @ np.linalg.inv(recenter @ perspective))
-    shift = torch.eye(3, device=device).repeat(len(center_px), 1, 1, 1)
-    shift[:, 0, :2, 2] = -center_px
-    return outer @ shift, (2 * torch.eye(3, device=device) - shift) @ inner
+    homography = send(device, recenter @ perspective @ affine)
+    inverse = send(device, back @ np.linalg.inv(recenter @ perspective))
+    center = center_px[:, None, None]
+    homography[..., 2] -= (homography[..., :2] * center).sum(-1)  # of photographs at the centre
+    inverse[..., :2, :] += center.mT * inverse[..., 2:, :]
+    return homography, inverse
+
+
+def map_points(homography: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
+    """Map points by homographies.
+
+    Written as sums: as products of matrices they might be computed in TF32 on a GPU, which puts
+    points a third of a pixel off.
+
+    Args:
+        homography: (..., 3, 3).
+        xy: (..., K, 2).
+
+    Returns:
+        (..., K, 2) points, and the depth (..., K) by which they were divided.
+    """
+    x, y = xy.unbind(-1)
+    mapped = [row[..., :1] * x + row[..., 1:2] * y + row[..., 2:] for row in homography.unbind(-2)]
+    return torch.stack(mapped[:2], -1) / mapped[2][..., None], mapped[2]
 
 
 def _rotations(angle_rad: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -177,9 +201,7 @@ def render_views(
     )
     tick = torch.arange(canvas_px, dtype=torch.float32, device=index.device)
     y, x = torch.meshgrid(tick, tick, indexing="ij")
-    pixels = torch.stack((x, y, torch.ones_like(x)), -1).view(-1, 3)
-    mapped = pixels @ inverse.mT
-    places = mapped[..., :2] / mapped[..., 2:]
+    places, _ = map_points(inverse, torch.stack((x, y), -1).view(-1, 2))
     span = 2 * (photographs.size[index] - 1)[:, None]
     places = places.remainder(span)  # mirrored about the first and the last pixel
     places = torch.minimum(places, span - places)
@@ -237,10 +259,8 @@ class Corruption:
         return send(self.device, self.rng.normal(mean, sigma, shape))
 
     def _move(self, views: Tensor) -> Tensor:
-        kernels = self.motion[
-            send(self.device, self.rng.integers(MOTION_KERNELS, size=len(views))).long()
-        ]
-        return _filter_each(views, kernels)
+        drawn = self.rng.integers(MOTION_KERNELS, size=len(views))
+        return _filter_each(views, self.motion[send(self.device, drawn)])
 
     def _blur(self, views: Tensor) -> Tensor:
         sigma = self._draw(0.3, self.config.blur_px, len(views))[..., 0]
@@ -281,7 +301,8 @@ class Corruption:
     def compress(self, views: Tensor) -> Tensor:
         """Round cosine transforms of blocks as JPEG does, whose entropy coding loses nothing."""
         quality = self._draw(*self.config.jpeg_quality, len(views)).floor()
-        percent = torch.where(quality < 50, 5000 / quality.clamp(min=1), 200 - 2 * quality)
+        coarse = (5000 / quality.clamp(min=1)).floor()
+        percent = torch.where(quality < 50, coarse, 200 - 2 * quality)
         steps = ((self.jpeg_steps * percent + 50) / 100).floor().clamp(1, 255)
         side = views.shape[-1]
         whole = -(-side // JPEG_BLOCK) * JPEG_BLOCK

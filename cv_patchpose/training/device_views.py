@@ -20,6 +20,7 @@ from cv_patchpose.training.device_synthesis import (
     Corruption,
     DevicePhotographs,
     draw_homographies,
+    map_points,
     render_views,
     send,
 )
@@ -55,6 +56,9 @@ class DeviceViews:
         """Make views of as many photographs, and the patches of `keypoints_per_view` in each.
 
         Where fewer are visible in all views of a photograph, some come several times.
+
+        Args:
+            groups: photographs.
         """
         config, photographs = self.config, self.photographs
         chosen = self.rng.integers(len(photographs), size=groups)
@@ -82,7 +86,7 @@ class DeviceViews:
         xy = photographs.xy_px[index].gather(1, kept[..., None].expand(-1, -1, 2))
         size = photographs.size_px[index].gather(1, kept)
         jacobian = jacobians(homography, xy).flatten(0, 1)
-        exact_px = project(homography, xy).transpose(1, 2).flatten(0, 1)
+        exact_px = map_points(homography, xy[:, None])[0].transpose(1, 2).flatten(0, 1)
         zoom, _ = zoom_and_rotation(jacobian)
         window = self._windows(size.flatten())[:, None]
         tracked, free = (
@@ -119,11 +123,10 @@ class DeviceViews:
     def _choose(self, xy: Tensor, counts: Tensor, homography: Tensor) -> Tensor:
         """Choose keypoints of (G, K, 2) that all views show; returns their (G, B) indices."""
         config = self.config
-        mapped = project(homography, xy)
-        depth = _homogeneous(xy)[:, None] @ homography[..., 2, :, None]
+        mapped, depth = map_points(homography, xy[:, None])
         low, high = config.margin_px, config.canvas_px - 1 - config.margin_px
         inside = (mapped >= low) & (mapped <= high)
-        visible = (inside.all(-1) & (depth[..., 0] > 0.2)).all(1)
+        visible = (inside.all(-1) & (depth > 0.2)).all(1)
         visible &= torch.arange(xy.shape[1], device=xy.device) < counts[:, None]
         keys = torch.rand(visible.shape, device=xy.device).where(visible, -1.0)
         most = config.keypoints_per_view
@@ -173,24 +176,12 @@ class DevicePool:
         return {name: values[drawn] for name, values in self._kept.items()}
 
 
-def _homogeneous(xy: Tensor) -> Tensor:
-    return torch.cat((xy, torch.ones_like(xy[..., :1])), -1)
-
-
-def project(homography: Tensor, xy: Tensor) -> Tensor:
-    """Map (G, K, 2) points by (G, V, 3, 3) homographies; returns (G, V, K, 2)."""
-    mapped = _homogeneous(xy)[:, None] @ homography.mT
-    return mapped[..., :2] / mapped[..., 2:]
-
-
 def jacobians(homography: Tensor, xy: Tensor) -> Tensor:
     """Differentiate (G, V, 3, 3) homographies at (G, K, 2) points; returns (G, K, V, 2, 2)."""
-    mapped = _homogeneous(xy)[:, None] @ homography.mT
-    depth = mapped[..., 2, None, None]
-    projected = mapped[..., :2] / mapped[..., 2:]
+    mapped, depth = map_points(homography, xy[:, None])
     rows = homography[:, :, None, 2, None, :2]
-    numerator = homography[:, :, None, :2, :2] - projected[..., None] * rows
-    return (numerator / depth).transpose(1, 2)
+    numerator = homography[:, :, None, :2, :2] - mapped[..., None] * rows
+    return (numerator / depth[..., None, None]).transpose(1, 2)
 
 
 def zoom_and_rotation(jacobian: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,11 +194,12 @@ def compare_views(batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Compute what `objective.pair_changes` does, on the device."""
     jacobian, log2_window = batch["jacobian"], batch["log2_window"]
     combinations = list(itertools.combinations(range(jacobian.shape[1]), 2))
-    pairs = constant([*itertools.chain(*combinations)], jacobian.device).long().view(-1, 2)
+    pairs = constant([*itertools.chain(*combinations)], jacobian.device).view(-1, 2)
     first, second = pairs.unbind(1)
-    one = jacobian[:, first]
-    (a, b), (c, d) = (row.unbind(-1) for row in one.unbind(-2))
+    (a, b), (c, d) = (row.unbind(-1) for row in jacobian[:, first].unbind(-2))
     adjugate = torch.stack((torch.stack((d, -b), -1), torch.stack((-c, a), -1)), -2)
-    inverse = adjugate / (a * d - b * c)[..., None, None]
-    zoom, rotation_deg = zoom_and_rotation(jacobian[:, second] @ inverse)
+    # Sums instead of a product of matrices, see `map_points`.
+    products = jacobian[:, second][..., None] * adjugate[..., None, :, :]
+    relative = products.sum(-2) / (a * d - b * c)[..., None, None]
+    zoom, rotation_deg = zoom_and_rotation(relative)
     return pairs, rotation_deg, zoom.log2() - (log2_window[:, second] - log2_window[:, first])
