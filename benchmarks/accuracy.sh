@@ -27,7 +27,8 @@ measure corners-turned homography-matching "$pairs" "${corners[@]}" --rotate 60
 measure pose-fixed homography-pose "$pairs" --methods identity,detector,orinet,polar,polar@2passes,polar-large
 measure pose-repeated homography-pose "$pairs" --points repeated --rotate 60 \
     --methods identity,detector,gradient-histogram,orinet,polar,polar-large
-measure clean patchpose "$held_out" --images 100 \
-    --methods identity,gradient-histogram,orinet,polar,polar@2passes,polar-large
 echo "== limits"
 python "$(dirname "$0")/limits.py" "$pairs" --jobs 2
+# Last: it ends in failure where a photograph is too small for its windows.
+measure clean patchpose "$held_out" --images 100 \
+    --methods identity,gradient-histogram,orinet,polar,polar@2passes,polar-large
