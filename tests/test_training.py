@@ -760,3 +760,26 @@ def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):
     path = export_checkpoint(tmp_path / "run", tmp_path / "model.onnx")
     assert PoseEstimator(path).metadata.training["recipe"]["init"] == "checkpoint.pt"
     assert str(tmp_path).encode() not in path.read_bytes()
+
+
+FAMILY = sorted((Path(__file__).parents[1] / "benchmarks/family").glob("*.pt"))
+
+
+@pytest.mark.parametrize("path", FAMILY, ids=lambda path: path.stem)
+def test_checkpoints_that_are_kept_can_be_begun_with(path, texture_folder, tmp_path):
+    state = load_checkpoint(path)
+    kept = config_of(state)
+    config = dataclasses.replace(
+        kept, init=str(path), teacher=None, batch_size=4, validation_keypoints=4,
+        bfloat16=False, budget_keypoints=4, reuse=1,
+    )  # fmt: skip
+    trainer = Trainer(texture_folder, tmp_path / "run", config)
+    for name, values in trainer.average.state_dict().items():
+        assert torch.equal(values, state["average"][name])
+    if path.stem == "polar-large":
+        patches = torch.randn(8, 1, 24, 48, generator=torch.manual_seed(0))
+        with torch.no_grad():
+            expected = [values.softmax(1).numpy() for values in network_of(state).eval()(patches)]
+        found = PoseEstimator("polar-large").histograms(patches.numpy())
+        for one, other in zip(expected, (found.scale, found.orientation), strict=True):
+            assert np.abs(one - other).sum(1).mean() < 0.1
