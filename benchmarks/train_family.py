@@ -1,4 +1,4 @@
-"""Train the bundled models: ring networks of many widths on the same views, taught by the widest.
+"""Train ring networks of many widths on the same views, taught by the widest of them.
 
 The teacher learns from the pairs of views alone. The others also imitate what its averaged weights
 find in the views before these were spoilt. Views are made on the device that trains; keypoints

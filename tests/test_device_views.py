@@ -143,7 +143,7 @@ def test_compression_rounds_as_jpeg_does(quality):
     config = SynthesisConfig(jpeg_quality=(quality, quality))
     view = textured(4)[:200, :200]
     corruption = Corruption(config, CPU, np.random.default_rng(0))
-    found = corruption.compress(torch.from_numpy(view)[None].float())[0].round().clamp(0, 255)
+    found = corruption._compress(torch.from_numpy(view)[None].float())[0].round().clamp(0, 255)
     code = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     expected = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE).astype(float)
     changed = np.abs(expected - view).mean()
@@ -162,7 +162,7 @@ def test_corruption_spares_clean_views():
     assert 0 <= spoilt.min() <= spoilt.max() <= 255
 
 
-@pytest.mark.parametrize("change", ["_move", "_blur", "_resample", "_add_noise", "compress"])
+@pytest.mark.parametrize("change", ["_move", "_blur", "_resample", "_add_noise", "_compress"])
 def test_no_corruption_moves_a_view(change):
     view = np.zeros((65, 65), np.float32)
     view[28:37, 28:37] = 200

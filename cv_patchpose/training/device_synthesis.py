@@ -244,7 +244,7 @@ class Corruption:
             (0.25, self._resample),
             (0.7, self._relight),
             (0.5, self._add_noise),
-            (0.5, self.compress),
+            (0.5, self._compress),
         ):
             happens = (rng.random(len(views)) < chance * config.corruption) & ~clean
             if happens.any():
@@ -298,7 +298,7 @@ class Corruption:
     def _add_noise(self, views: Tensor) -> Tensor:
         return views + torch.randn_like(views) * self._draw(1, self.config.noise, len(views))
 
-    def compress(self, views: Tensor) -> Tensor:
+    def _compress(self, views: Tensor) -> Tensor:
         """Round cosine transforms of blocks as JPEG does, whose entropy coding loses nothing."""
         quality = self._draw(*self.config.jpeg_quality, len(views)).floor()
         coarse = (5000 / quality.clamp(min=1)).floor()
