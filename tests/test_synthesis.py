@@ -22,9 +22,10 @@ from cv_patchpose.homography import nearest_similarity, project
 from cv_patchpose.patches import PolarGrid
 from cv_patchpose.training import dataset, synthesis
 from cv_patchpose.training.dataset import PairStream, sample_views
+from cv_patchpose.training.objective import pair_changes
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, candidate_keypoints, read_photographs
-from cv_patchpose.training.placement import place_keypoints
+from cv_patchpose.training.placement import gradient_moments, place_keypoints
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.synthesis import (
     corrupt,
@@ -385,3 +386,55 @@ def test_producers_end_with_their_consumer(folder):
     assert threading.active_count() == before + 2
     ahead.close()
     assert threading.active_count() == before
+
+
+def test_rotations_of_gradients_are_those_that_slanted_stripes_show():
+    """What the views of stripes show says how far they turned; the points say something else."""
+    y, x = np.mgrid[:320, :320]
+    stripes = np.uint8(127.5 + 120 * np.sin((0.8 * x + 0.6 * y) / 5))
+    xy = np.argwhere(np.ones((5, 5)))[:, ::-1] * 8.0 + 144
+    photograph = Photograph(stripes, xy, np.full(len(xy), np.nan))
+    config = dataclasses.replace(
+        CLEAN, rotation="gradients", tilt_log_sigma=0.7, zoom_octaves=(-0.2, 0.5), perspective=0.0
+    )
+    rng = np.random.default_rng(3)
+    views = [random_view(stripes, xy[12], config, rng) for _ in range(4)]
+    placed = place_keypoints(photograph, views, config, rng)
+    window_px = np.full(len(placed.exact_px), 90.0)
+    shown = []
+    for v, view in enumerate(views):
+        moments = gradient_moments(view.image, placed.exact_px[:, v], window_px)
+        values, vectors = np.linalg.eigh(moments)
+        assert (values[:, 0] < 0.02 * values[:, 1]).all()
+        shown.append(np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1])))
+    start = np.degrees(np.arctan2(0.6, 0.8))
+    turned = np.stack(shown, 1) - start
+    by_gradients, by_points = (
+        np.abs((turned - told + 90) % 180 - 90)
+        for told in (placed.rotation_deg(), nearest_similarity(placed.jacobian)[1])
+    )
+    assert by_gradients.max() < 3
+    assert by_points.max() > 9
+
+
+def test_batches_hold_the_rotation_of_their_gradients(folder):
+    photograph = read_photographs(folder)[0]
+
+    def changes(rotation):
+        config = dataclasses.replace(CLEAN, rotation=rotation)
+        batch = sample_views(photograph, GRID, config, np.random.default_rng(0))
+        return batch.gradients, *pair_changes(batch)
+
+    none, pairs, by_points, octaves = changes("points")
+    moments, _, by_gradients, same = changes("gradients")
+    assert none is None
+    assert moments.shape == (16, 2, 2)
+    assert len(pairs) == 6
+    np.testing.assert_array_equal(same, octaves)
+    off = np.abs((by_gradients - by_points + 180) % 360 - 180)
+    assert 0.5 < np.median(off) < 10
+
+
+def test_where_nothing_changes_gradients_have_no_direction():
+    moments = gradient_moments(np.full((64, 64), 90, np.uint8), np.array([[32.0, 32.0]]), [40.0])
+    np.testing.assert_allclose(moments[0] / moments[0, 0, 0], np.eye(2))

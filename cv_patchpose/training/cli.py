@@ -75,6 +75,11 @@ _VIEW_OPTIONS: dict[str, tuple[str, type, str]] = {
         float,
         "largest share of keypoints that SIFT finds again in the views",
     ),
+    "--rotation": (
+        "rotation",
+        str,
+        "rotation that counts as true between slanted views: of the points or the gradients",
+    ),
 }
 
 

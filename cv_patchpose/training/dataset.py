@@ -32,6 +32,7 @@ class Batch:
         taught_orientation: (B, V, R) float32, likewise.
         exact_patches: (B, V, C, H, W) float32, the true places in the views before they were
             spoilt; None unless asked for.
+        gradients: (B, 2, 2), see `Placement`; None where the rotation is that of the points.
         log2_exact_window: (B, V) log2 of the windows of those: of keypoints whose scale is known
             beforehand, windows that show the same in all views; of the others those of `patches`.
     """
@@ -42,6 +43,7 @@ class Batch:
     scale_sigma: NDArray[np.float64]
     taught_scale: NDArray[np.float32] | None = None
     taught_orientation: NDArray[np.float32] | None = None
+    gradients: NDArray[np.float64] | None = None
     exact_patches: NDArray[np.float32] | None = None
     log2_exact_window: NDArray[np.float64] | None = None
 
@@ -93,6 +95,7 @@ def sample_views(
         scale_sigma=np.repeat(placed.scale_sigma[:, None], config.views, 1),
         taught_scale=told.scale if told else None,
         taught_orientation=told.orientation if told else None,
+        gradients=placed.gradients,
         **truth,
     )
 

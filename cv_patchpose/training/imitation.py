@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cv_patchpose.estimator import PoseEstimator
 from cv_patchpose.histograms import PoseBins, PoseHistograms, log_scale_prior
-from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.patches import ImagePyramid, build_pyramid, sample_patches
 from cv_patchpose.training.losses import shift_histogram, upsampling_matrix
 from cv_patchpose.training.placement import Placement
@@ -85,7 +84,7 @@ class Teacher:
             unspoilt = [build_pyramid(v.unspoilt, color=v.unspoilt.ndim == 3) for v in views]
             windows = placed.exact_window_px
             found = self._read(unspoilt, placed.exact_px, windows, placed.scale_sigma, together)
-            _, rotation_deg = nearest_similarity(placed.jacobian[together])
+            rotation_deg = placed.rotation_deg()[together]
             octaves = np.log2(windows / placed.window_px)[together]
             told = _join(told, self._agree(found, rotation_deg, octaves), together)
         return told

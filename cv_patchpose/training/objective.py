@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes, log_scale_prior
-from cv_patchpose.homography import nearest_similarity
+from cv_patchpose.homography import gradient_rotation, nearest_similarity
 from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.losses import AlignmentLoss, FineOverlapLoss
 from cv_patchpose.training.options import TrainConfig
@@ -42,6 +42,10 @@ def pair_changes(batch: Batch) -> tuple[NDArray[np.intp], NDArray[np.float64], N
     first, second = pairs.T
     relative = batch.jacobian[:, second] @ np.linalg.inv(batch.jacobian[:, first])
     zoom, rotation_deg = nearest_similarity(relative)
+    if batch.gradients is not None:
+        rotation_deg = gradient_rotation(
+            batch.jacobian[:, first], batch.jacobian[:, second], batch.gradients[:, None]
+        )
     widening = batch.log2_window[:, second] - batch.log2_window[:, first]
     return pairs, rotation_deg, np.log2(zoom) - widening
 

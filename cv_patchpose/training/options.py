@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 LOSSES = ("overlap", "alignment")
 NETWORKS = ("polar", "rings", "resnet18")
 TARGETS = ("orientation", "scale")
+ROTATIONS = ("points", "gradients")
 SOURCES = ("views", "patchpose")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -29,6 +30,10 @@ def _whole(least: int) -> _Rule:
 def _range(low: float, high: float) -> _Rule:
     expected = f"two numbers in order from {low} to {high}"
     return expected, lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high
+
+
+def _one_of(accepted: tuple[str, ...]) -> _Rule:
+    return " or ".join(accepted), lambda v: v in accepted
 
 
 _POSITIVE = _number("a finite number > 0", lambda v: v > 0)
@@ -82,6 +87,9 @@ class SynthesisConfig:
             that measure scale; the network is told that the scale is known to their spread.
         free: share of the keypoints left whose windows follow it up to any error; the rest have
             windows of fixed pixels.
+        rotation: which rotation counts as the true one between views that are slanted against
+            each other, that nearest to the map of the "points", or of the "gradients" around a
+            keypoint, which descriptors are made of; see `homography.gradient_rotation`.
         scale_range_octaves: half range of the errors of free windows, uniform.
         scale_sigma_octaves: spread of the errors of tracked windows, normal.
 
@@ -111,6 +119,7 @@ class SynthesisConfig:
     redetected: float = 0.0
     tracked: float = 0.4
     free: float = 0.2
+    rotation: str = "points"
     scale_range_octaves: float = 1.0
     scale_sigma_octaves: float = 0.2
 
@@ -254,13 +263,10 @@ _SYNTHESIS_RULES: dict[str, _Rule] = {
     "noise": _number("a finite number >= 1", lambda v: v >= 1),
     "jpeg_quality": _range(0, 100),
     "negative clean redetected tracked free": _CHANCE,
+    "rotation": _one_of(ROTATIONS),
     "window_px": _range(1, 10000),
     "magnification": _POSITIVE,
 }
-
-
-def _one_of(accepted: tuple[str, ...]) -> _Rule:
-    return " or ".join(accepted), lambda v: v in accepted
 
 
 _TRAIN_RULES: dict[str, _Rule] = {
