@@ -436,5 +436,6 @@ def test_batches_hold_the_rotation_of_their_gradients(folder):
 
 
 def test_where_nothing_changes_gradients_have_no_direction():
-    moments = gradient_moments(np.full((64, 64), 90, np.uint8), np.array([[32.0, 32.0]]), [40.0])
+    flat = np.full((64, 64), 90, np.uint8)
+    moments = gradient_moments(flat, np.array([[32.0, 32.0]]), np.array([40.0]))
     np.testing.assert_allclose(moments[0] / moments[0, 0, 0], np.eye(2))
