@@ -60,31 +60,6 @@ def nearest_similarity(
     return scale, np.degrees(turn)
 
 
-def gradient_rotation(
-    first: NDArray[np.float64], second: NDArray[np.float64], moments: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Find the rotation that turns the gradients seen in one view best onto those of another.
-
-    Where views are slanted against each other no rotation maps the one to the other. That of the
-    polar decomposition is nearest to the map of the points. Gradients follow its inverse
-    transposed: across a straight edge they turn as the edge does. Their squared differences are
-    least by the rotation of the polar decomposition of their cross moment.
-
-    Args:
-        first: (..., 2, 2) map from the image to view 1 at the point.
-        second: (..., 2, 2) likewise to view 2.
-        moments: (..., 2, 2) second moments of the image's gradients around the point.
-
-    Returns:
-        (...) degrees clockwise on screen in (-180, 180].
-
-    Source: ours; Procrustes, Schoenemann, Psychometrika 1966.
-    """
-    back1, back2 = np.linalg.inv(first), np.linalg.inv(second)
-    _, turn_deg = nearest_similarity(back2.swapaxes(-1, -2) @ moments @ back1)
-    return turn_deg
-
-
 def global_change(homography: NDArray[np.float64]) -> tuple[float, float]:
     """Read one change of scale and orientation from the homography's first column.
 

@@ -424,6 +424,26 @@ def test_all_ground_truths_agree_on_a_similarity(root):
             )
 
 
+def posed(ground_truth, **options):
+    return PoseProtocol(methods=("identity",), ground_truth=ground_truth, **options)
+
+
+@pytest.mark.parametrize("source", ["fixed", "repeated"])
+def test_the_truth_of_gradients_turns_as_edges_do(source):
+    """Points slide down by how far right they are: level edges slope by 20 degrees."""
+    steps = np.repeat(np.uint8(127 + 100 * np.sin(np.arange(200) / 8))[:, None], 200, 1)
+    images = (cv2.merge([steps] * 3),) * 2
+    shear = np.array([[1, 0, 0], [math.tan(math.radians(20)), 1, 0], [0, 0, 1]])
+    points = arrays_from_keypoints([cv2.KeyPoint(100, 100, 6.0)])
+    by_points, by_gradients = (
+        homography_pose._true_change(shear, points, posed(kind, points=source), images)
+        for kind in ("local", "gradients")
+    )
+    assert_allclose(by_gradients[0], by_points[0])
+    assert_allclose(by_points[1], nearest_similarity(shear[:2, :2])[1])
+    assert_allclose(by_gradients[1], 20.0, atol=0.1)
+
+
 def test_the_normalized_truth_is_the_change_where_centre_meets_centre():
     images = np.zeros((101, 201, 3), np.uint8), np.zeros((81, 121, 3), np.uint8)
     middles = np.array([[100.0, 50.0]]), np.array([[60.0, 40.0]])
@@ -432,7 +452,7 @@ def test_the_normalized_truth_is_the_change_where_centre_meets_centre():
     homography = shifts[1] @ centred @ np.linalg.inv(shifts[0])
     points = arrays_from_keypoints([cv2.KeyPoint(*middles[0][0], 5.0)])
     local, normalized, paper = [
-        homography_pose._true_change(homography, points, kind, images)
+        homography_pose._true_change(homography, points, posed(kind), images)
         for kind in ("local", "normalized", "global")
     ]
     assert_allclose(normalized, local)
@@ -444,7 +464,7 @@ def test_pose_protocol_is_checked():
         ValueError, match="points: expected one of fixed, repeated, paper, got 'all'"
     ):
         PoseProtocol(methods=("identity",), points="all")
-    with pytest.raises(ValueError, match="ground_truth: expected one of local, global"):
+    with pytest.raises(ValueError, match="ground_truth: expected one of local, gradients, global"):
         PoseProtocol(methods=("identity",), ground_truth="eq10")
     with pytest.raises(ValueError, match="methods: expected one pose per point"):
         PoseProtocol(methods=("detector-all",))

@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose
 from cv_patchpose.evaluation.sequences import turn_image
 from cv_patchpose.homography import (
     global_change,
-    gradient_rotation,
     local_jacobian,
     nearest_similarity,
     project,
@@ -40,26 +39,6 @@ def test_convention_positive_turn_is_clockwise_on_screen():
     right = np.array([[0.0, 0.0], [1.0, 0.0]])
     moved = project(similarity(1.0, 90.0), right)
     assert_allclose(moved[1] - moved[0], (0.0, 1.0), atol=1e-12)  # down
-
-
-@pytest.mark.parametrize("turn_deg", [-170.0, 12.5, 90.0])
-def test_gradients_turn_as_points_do_under_a_similarity(turn_deg):
-    turned = similarity(1.7, turn_deg)[:2, :2]
-    moments = np.array([np.eye(2), [[5.0, 2.0], [2.0, 1.0]], [[1.0, 0.0], [0.0, 0.0]]])
-    assert_allclose(gradient_rotation(np.eye(2), turned, moments), turn_deg, atol=1e-9)
-    assert_allclose(gradient_rotation(turned, np.eye(2), moments), -turn_deg, atol=1e-9)
-
-
-def test_gradients_across_an_edge_turn_as_the_edge_does():
-    """Shear moves points down by how far right they are: level edges slope, upright ones stay."""
-    shear = np.array([[1.0, 0.0], [math.tan(math.radians(20)), 1.0]])
-    down, right = np.diag([0.0, 1.0]), np.diag([1.0, 0.0])
-    assert_allclose(gradient_rotation(np.eye(2), shear, np.stack([down, right])), [20.0, 0.0])
-    assert_allclose(gradient_rotation(shear, np.eye(2), np.stack([down, right])), [-20.0, 0.0])
-    # In all directions alike: halfway, as points are turned.
-    assert_allclose(
-        gradient_rotation(np.eye(2), shear, np.eye(2)), nearest_similarity(shear)[1], atol=1e-9
-    )
 
 
 def test_jacobian_agrees_with_finite_differences():

@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("homography-pose").add_argument
     options("--points", default=absent,
             help="fixed, repeated, or paper: 25 of SIFT and Harris (fixed)")  # fmt: skip
-    options("--ground-truth", default=absent, help="local, global or normalized (local)")
+    options("--ground-truth", default=absent, help="local, gradients, global or normalized (local)")
     options("--window-px", type=float, default=absent,
             help="support window of fixed points, also for patchpose (96)")  # fmt: skip
     options("--top-k", type=int, default=absent, metavar="K",

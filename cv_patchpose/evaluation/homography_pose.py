@@ -39,17 +39,19 @@ from cv_patchpose.evaluation.sequences import (
     sequence_of,
     turn_image,
 )
+from cv_patchpose.gradients import SIFT_SIGMA, gradient_moments, rotation_of_gradients
 from cv_patchpose.homography import global_change, local_jacobian, nearest_similarity, project
 from cv_patchpose.keypoints import KeypointArrays
 from cv_patchpose.matching import Matches
 
 POINT_SOURCES = ("fixed", "repeated", "paper")
-GROUND_TRUTHS = ("local", "global", "normalized")
+GROUND_TRUTHS = ("local", "gradients", "global", "normalized")
 _FIXED_POINTS_PER_PAIR = 400
 _PAPER_POINTS_PER_PAIR = 25
 _SIFT_CANDIDATES = 2000  # of which those near the border are left out
 _REPEATED_WITHIN_PX = 2.0
 _REPEATED_WITHIN_OCTAVES = 0.5
+_SIZES_PER_WINDOW = 21.0  # of the bundled models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,9 @@ class PoseProtocol:
             image 2; "paper" of 25 points, half of them SIFT's, half corners, likewise; "repeated"
             those of SIFT detections found again in image 2.
         window_px: Support of every point of "fixed" and "paper".
-        ground_truth: "local" takes the homography's change at each point; "global" one change
-            for the pair, the paper's eq. 10 in pixels, and "normalized" the same where the
+        ground_truth: "local" takes the homography's change at each point; "gradients" likewise,
+            but the rotation of the gradients there, weighted as by SIFT's descriptor; "global" one
+            change for the pair, the paper's eq. 10 in pixels, and "normalized" the same where the
             centres of the images are the origin.
         max_keypoints: Strongest SIFT points per image of "repeated"; a bound on the 400 points per
             pair of "fixed" and the 25 of "paper".
@@ -182,7 +185,7 @@ def _measure(pair: PlanarPair, protocol: PoseProtocol) -> _Measured:
         choose = fixed_points if protocol.points == "fixed" else paper_points
         points = choose(view1, view2, homography, protocol.window_px, protocol.most_points)
     images = (view1.image, view2.image)
-    change = _true_change(homography, points[0], protocol.ground_truth, images)
+    change = _true_change(homography, points[0], protocol, images)
     errors = {
         name: _pair_errors(method, images, points, change, protocol.top_k)
         for name, method in _methods(protocol).items()
@@ -335,17 +338,27 @@ def repeated_points(
 def _true_change(
     homography: NDArray[np.float64],
     points1: KeypointArrays,
-    ground_truth: str,
+    protocol: PoseProtocol,
     images: tuple[Image, Image],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if ground_truth == "local":
-        return nearest_similarity(local_jacobian(homography, points1.xy_px.astype(np.float64)))
-    if ground_truth == "normalized":
+    if protocol.ground_truth in ("local", "gradients"):
+        xy_px = points1.xy_px.astype(np.float64)
+        jacobian = local_jacobian(homography, xy_px)
+        scale, angle_deg = nearest_similarity(jacobian)
+        if protocol.ground_truth == "gradients":
+            size_px = points1.size_px.astype(np.float64)
+            if protocol.points != "repeated":
+                size_px = np.full(len(points1), protocol.window_px / _SIZES_PER_WINDOW)
+            moments = gradient_moments(images[0], xy_px, SIFT_SIGMA * size_px)
+            angle_deg = rotation_of_gradients(np.eye(2), jacobian, moments)
+        return scale, angle_deg
+    if protocol.ground_truth == "normalized":
         from_middle1, from_middle2 = map(_from_middle, images)
         centred = np.linalg.inv(from_middle2) @ homography @ from_middle1
         homography = np.asarray(centred, np.float64)
-    scale, angle_deg = global_change(homography)
-    return np.full(len(points1), scale), np.full(len(points1), angle_deg)
+    count = len(points1)
+    zoom, turn_deg = global_change(homography)
+    return np.full(count, zoom), np.full(count, turn_deg)
 
 
 def _from_middle(image: Image) -> NDArray[np.float64]:

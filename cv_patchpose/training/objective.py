@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cv_patchpose.gradients import rotation_of_gradients
 from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes, log_scale_prior
-from cv_patchpose.homography import gradient_rotation, nearest_similarity
+from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.losses import AlignmentLoss, FineOverlapLoss
 from cv_patchpose.training.options import TrainConfig
@@ -43,7 +44,7 @@ def pair_changes(batch: Batch) -> tuple[NDArray[np.intp], NDArray[np.float64], N
     relative = batch.jacobian[:, second] @ np.linalg.inv(batch.jacobian[:, first])
     zoom, rotation_deg = nearest_similarity(relative)
     if batch.gradients is not None:
-        rotation_deg = gradient_rotation(
+        rotation_deg = rotation_of_gradients(
             batch.jacobian[:, first], batch.jacobian[:, second], batch.gradients[:, None]
         )
     widening = batch.log2_window[:, second] - batch.log2_window[:, first]

@@ -89,7 +89,7 @@ class SynthesisConfig:
             windows of fixed pixels.
         rotation: which rotation counts as the true one between views that are slanted against
             each other, that nearest to the map of the "points", or of the "gradients" around a
-            keypoint, which descriptors are made of; see `homography.gradient_rotation`.
+            keypoint, which descriptors are made of; see `gradients`.
         scale_range_octaves: half range of the errors of free windows, uniform.
         scale_sigma_octaves: spread of the errors of tracked windows, normal.
 

@@ -9,14 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cv_patchpose.grids import SquareGrid
-from cv_patchpose.homography import (
-    gradient_rotation,
-    local_jacobian,
-    nearest_similarity,
-    project,
-)
-from cv_patchpose.patches import build_pyramid, sample_patches
+from cv_patchpose.gradients import SIFT_SIGMA, gradient_moments, rotation_of_gradients
+from cv_patchpose.homography import local_jacobian, nearest_similarity, project
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph
 from cv_patchpose.training.synthesis import View
@@ -25,10 +19,6 @@ from cv_patchpose.training.synthesis import View
 NEAR_SIZES = 0.5  # between the places, in diameters of the blob,
 NEAR_PX = (1.5, 3.0)  # no less and no more than these
 NEAR_OCTAVES = 0.6  # between the sizes
-# Where gradients count as in SIFT's descriptor, in windows of `magnification` 21.
-MOMENT_SIGMA = 1 / 7  # of the window, standard deviation of their weights,
-MOMENT_REACH = 2.5  # which end so many further out
-MOMENT_GRID = SquareGrid(size=24)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +49,7 @@ class Placement:
         """Compute the (B, V) true rotations from the photograph to its views, clockwise."""
         if self.gradients is None:
             return nearest_similarity(self.jacobian)[1]
-        return gradient_rotation(np.eye(2), self.jacobian, self.gradients[:, None])
+        return rotation_of_gradients(np.eye(2), self.jacobian, self.gradients[:, None])
 
 
 def place_keypoints(
@@ -109,38 +99,9 @@ def place_keypoints(
     sigma = np.where(tracked, config.scale_sigma_octaves, np.inf)
     moments = None
     if config.rotation == "gradients":
-        moments = gradient_moments(photograph.image, xy, window[:, 0])
+        sigma_px = SIFT_SIGMA / config.magnification * window[:, 0]
+        moments = gradient_moments(photograph.image, xy, sigma_px)
     return Placement(jacobian, exact, window * zoom, places, window_px, sigma, moments)
-
-
-def gradient_moments(
-    image: NDArray[np.uint8], xy_px: NDArray[np.float64], window_px: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Measure the second moments of the gradients around N points of an image.
-
-    Args:
-        image: (H, W) or BGR (H, W, 3) uint8.
-        xy_px: (N, 2) points.
-        window_px: (N,) windows.
-
-    Returns:
-        (N, 2, 2), of no unit; where there are no gradients, the same in all directions.
-    """
-    patches = sample_patches(
-        build_pyramid(image),
-        xy_px,
-        2 * MOMENT_REACH * MOMENT_SIGMA * window_px,
-        np.zeros(len(xy_px)),
-        MOMENT_GRID,
-        standardize=False,
-        num_threads=1,
-    )[:, 0]
-    offset = np.linspace(-MOMENT_REACH, MOMENT_REACH, MOMENT_GRID.size)
-    weight = np.exp(-(offset**2 + offset[:, None] ** 2) / 2)
-    down, right = np.gradient(patches.astype(np.float64), axis=(1, 2))
-    gradient = np.stack((right, down), -1)
-    moments = np.einsum("nhwi,nhwj,hw->nij", gradient, gradient, weight)
-    return np.asarray(moments + 1e-9 * np.eye(2))
 
 
 def _visible_everywhere(
