@@ -45,7 +45,7 @@ from cv_patchpose.training.device_views import (
     DevicePool,
     DeviceViews,
     compare_views,
-    zoom_and_rotation,
+    rotation_from_photograph,
 )
 from cv_patchpose.training.imitation import Agreement
 from cv_patchpose.training.log import Row, write_rows
@@ -58,7 +58,7 @@ from cv_patchpose.training.networks import (
 )
 from cv_patchpose.training.objective import Logits, PoseLoss, imitation_loss
 from cv_patchpose.training.optimization import learning_rate
-from cv_patchpose.training.options import SynthesisConfig, TrainConfig
+from cv_patchpose.training.options import ROTATIONS, SynthesisConfig, TrainConfig
 from cv_patchpose.training.prefetch import prefetch
 from cv_patchpose.training.sources import POOL_BATCHES, ViewSource, measure
 from cv_patchpose.training.widening import can_widen, widen
@@ -283,7 +283,7 @@ def prepare(batch: DeviceBatch) -> DeviceBatch:
         "rotation": rotation,
         "octaves": octaves,
         "known": batch["scale_sigma"][:, 0].isfinite(),
-        "turns": zoom_and_rotation(batch["jacobian"])[1],
+        "turns": rotation_from_photograph(batch),
         "moves": batch["log2_exact_window"] - batch["log2_window"],
     }
 
@@ -300,13 +300,14 @@ class Supply:
     def __init__(self, source: ViewSource, device: torch.device, workers: int) -> None:
         shape = source.shape
         photographs = DevicePhotographs(source.training, device)
-        self.views = DeviceViews(photographs, shape.grid, SYNTHESIS, BASE.seed)
+        self.synthesis = source.config.synthesis
+        self.views = DeviceViews(photographs, shape.grid, self.synthesis, BASE.seed)
         self.device = device
         self.made, self.found = DevicePool(POOL_KEYPOINTS), DevicePool(FOUND_POOL)
         self.used = self.arrived = self.found_left = 0
         self._queue: queue.Queue[DeviceBatch | BaseException] = queue.Queue(8)
         self._stop = threading.Event()
-        again = dataclasses.replace(SYNTHESIS, redetected=1.0, tracked=1.0)
+        again = dataclasses.replace(self.synthesis, redetected=1.0, tracked=1.0)
         self._streams = [
             PairStream(
                 source.training,
@@ -365,7 +366,7 @@ class Supply:
 
     def __iter__(self) -> Iterator[DeviceBatch]:
         """Give batches of BASE.batch_size keypoints."""
-        each = GROUPS * SYNTHESIS.keypoints_per_view * BASE.reuse
+        each = GROUPS * self.synthesis.keypoints_per_view * BASE.reuse
         while True:
             self._receive()
             found = min(round(FOUND_SHARE * BASE.batch_size), self.found_left)
@@ -396,12 +397,21 @@ class Run:
         folder: to write to.
         family: to train.
         workers: processes that look for keypoints again.
+        rotation: of `SynthesisConfig`.
     """
 
-    def __init__(self, photographs: Path, folder: Path, family: Family, workers: int) -> None:
+    def __init__(
+        self,
+        photographs: Path,
+        folder: Path,
+        family: Family,
+        workers: int,
+        rotation: str = SYNTHESIS.rotation,
+    ) -> None:
         self.folder, self.family, self.workers = folder, family, workers
         shape = family.members[0].shape
-        self.source = ViewSource(photographs, BASE, shape)
+        synthesis = dataclasses.replace(SYNTHESIS, rotation=rotation)
+        self.source = ViewSource(photographs, dataclasses.replace(BASE, synthesis=synthesis), shape)
         for part in (self.source.training, self.source.held):
             part.find_all()
         self.origin = {"data": self.source.origin, "commit": current_commit() or ""}
@@ -455,6 +465,7 @@ class Run:
                     dataclasses.replace(
                         member.config,
                         budget_minutes=config.budget_minutes,
+                        synthesis=self.source.config.synthesis,
                         teacher=None if member.name == TEACHER else TEACHER,
                     )
                 ),
@@ -517,6 +528,12 @@ def main() -> None:
         metavar="MEMBER=CHECKPOINT",
         help="weights to begin with",
     )
+    parser.add_argument(
+        "--rotation",
+        choices=ROTATIONS,
+        default=SYNTHESIS.rotation,
+        help="which counts as the true one between slanted views",
+    )
     parser.add_argument("--eager", action="store_true", help="do not record the step on the GPU")
     options = parser.parse_args()
     init = dict(options.init)
@@ -542,7 +559,7 @@ def main() -> None:
         record=not options.eager,
         init=init,
     )
-    run = Run(options.photographs, options.run, family, options.workers)
+    run = Run(options.photographs, options.run, family, options.workers, options.rotation)
     begin = time.monotonic()
     run.train(options.minutes, options.validate_every)
     print(f"{family.steps} steps in {time.monotonic() - begin:.0f} s on {describe(device)}")

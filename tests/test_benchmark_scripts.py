@@ -56,7 +56,7 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(script, name, count)
     family = script.Family(["rings-16"], torch.device("cpu"))
-    run = script.Run(photographs, tmp_path / "run", family, workers=1)
+    run = script.Run(photographs, tmp_path / "run", family, workers=1, rotation="gradients")
     before = [value.clone() for value in family.members[1].network.parameters()]
     run.train(minutes=0.03, validate_every=1.0)
     assert family.steps > 2
@@ -74,6 +74,7 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
         script.Member("rings-16", torch.device("cpu"), str(tmp_path / "run" / script.TEACHER))
     state = load_checkpoint(tmp_path / "run/rings-16")
     assert state["keypoints"] == 16 * family.steps
+    assert state["train_config"]["synthesis"]["rotation"] == "gradients"
     assert export_checkpoint(tmp_path / "run/rings-16", tmp_path / "small.onnx").is_file()
 
 
@@ -92,6 +93,7 @@ def test_the_family_is_fed_keypoints_found_again(load):
     supply.made.put(keypoints(8, 1.0))
     supply.device, supply._queue = torch.device("cpu"), queue.Queue()
     supply.used = supply.arrived = supply.found_left = 0
+    supply.synthesis = script.SYNTHESIS
     supply._queue.put(keypoints(share, 2.0))
     batches = iter(supply)
     supply.views = SimpleNamespace(make=lambda groups: keypoints(8, 1.0))

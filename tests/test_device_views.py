@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tqdm")
 
+from cv_patchpose.gradients import gradient_moments, rotation_of_gradients  # noqa: E402
 from cv_patchpose.grids import PolarGrid  # noqa: E402
 from cv_patchpose.homography import local_jacobian, nearest_similarity, project  # noqa: E402
 from cv_patchpose.patches import build_pyramid, sample_polar  # noqa: E402
@@ -28,6 +29,8 @@ from cv_patchpose.training.device_views import (  # noqa: E402
     DeviceViews,
     compare_views,
     jacobians,
+    moments_around,
+    rotation_from_photograph,
     zoom_and_rotation,
 )
 from cv_patchpose.training.objective import pair_changes  # noqa: E402
@@ -242,6 +245,7 @@ def test_a_made_batch_tells_the_truth(photographs):
     assert set(batch) == {f.name for f in dataclasses.fields(Batch)} - {
         "taught_scale",
         "taught_orientation",
+        "gradients",  # not by default
     }
     assert batch["patches"].shape == (36, 4, 1, 24, 48)
     np.testing.assert_allclose(batch["patches"], batch["exact_patches"], atol=1e-5)
@@ -288,3 +292,40 @@ def test_a_pool_forgets_the_oldest():
     assert set(drawn["log2_window"].tolist()) == {3, 4, 5, 6, 7}
     assert drawn["patches"].dtype == torch.float16
     np.testing.assert_array_equal(drawn["patches"][:, 0].float(), drawn["log2_window"])
+
+
+def test_rotations_of_gradients_are_those_of_the_processor(photographs):
+    config = dataclasses.replace(CONFIG, rotation="gradients", tilt_log_sigma=0.7)
+    made = DeviceViews(photographs[1], GRID, config, 2).make(12)
+    batch = Batch(**{name: values.double().numpy() for name, values in made.items()})
+    _, by_gradients, octaves = pair_changes(batch)
+    _, by_points, _ = pair_changes(dataclasses.replace(batch, gradients=None))
+    _, found, found_octaves = compare_views(made)
+    assert np.abs((by_gradients - by_points + 180) % 360 - 180).mean() > 2
+    np.testing.assert_allclose((found.numpy() - by_gradients + 180) % 360 - 180, 0, atol=0.02)
+    np.testing.assert_allclose(found_octaves, octaves, atol=1e-3)
+    turned = np.moveaxis(batch.jacobian, 1, 0)
+    expected = [rotation_of_gradients(np.eye(2), view, batch.gradients) for view in turned]
+    error = rotation_from_photograph(made).numpy() - np.stack(expected, 1)
+    np.testing.assert_allclose((error + 180) % 360 - 180, 0, atol=0.02)
+
+
+def test_moments_are_those_of_the_processor():
+    """Nearly: further out polar patches are coarser, and near the centre they are finer."""
+    image = cv2.resize(textured(7, 320, 120), (320, 320), interpolation=cv2.INTER_CUBIC)
+    x, y = np.meshgrid(np.arange(70, 250, 20.0), np.arange(70, 250, 20.0))
+    xy = np.stack((x.ravel(), y.ravel()), 1)
+    sigma = np.geomspace(4, 20, len(xy))
+    expected = gradient_moments(image, xy, sigma)
+    pyramids = DevicePyramids(torch.from_numpy(image)[None])
+    places = torch.from_numpy(xy).float(), torch.from_numpy(sigma).float()
+    found = moments_around(pyramids, torch.zeros(len(xy), dtype=torch.int64), *places).numpy()
+
+    def direction(m):
+        """Doubled, as long as it is decided: 0 for what has none, 1 for a straight edge."""
+        doubled = np.stack((m[:, 0, 0] - m[:, 1, 1], 2 * m[:, 0, 1]), 1)
+        return doubled / np.trace(m, axis1=1, axis2=2)[:, None]
+
+    assert np.linalg.norm(direction(expected), axis=1).mean() > 0.5
+    error = np.linalg.norm(direction(found) - direction(expected), axis=1)
+    assert np.quantile(error, 0.9) < 0.12

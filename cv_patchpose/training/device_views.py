@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cv_patchpose.gradients import REACH, SIFT_SIGMA
 from cv_patchpose.grids import PolarGrid
 from cv_patchpose.training.device_patches import DevicePyramids, constant, sample_device_polar
 from cv_patchpose.training.device_synthesis import (
@@ -27,6 +28,8 @@ from cv_patchpose.training.device_synthesis import (
 from cv_patchpose.training.options import SynthesisConfig
 
 DeviceBatch: TypeAlias = dict[str, Tensor]
+LEAST_MOMENT = 1e-9  # flat patches have no direction
+GRADIENT_GRID = PolarGrid(rows=16, columns=36, rows_per_octave=4, halo=0)
 
 
 class DeviceViews:
@@ -111,7 +114,7 @@ class DeviceViews:
             return found.view(*window.shape, 1, *found.shape[1:])
 
         sigma = torch.where(tracked, config.scale_sigma_octaves, torch.inf)
-        return {
+        batch = {
             "patches": sample(views, places, window_px),
             "jacobian": jacobian,
             "log2_window": window_px.log2(),
@@ -119,6 +122,13 @@ class DeviceViews:
             "exact_patches": sample(exact_views, exact_px, exact_window),
             "log2_exact_window": exact_window.log2(),
         }
+        if config.rotation == "gradients":
+            sigma_px = SIFT_SIGMA / config.magnification * window[:, 0]
+            photograph = torch.arange(len(index), device=self.device)
+            photograph = photograph.repeat_interleave(config.keypoints_per_view)
+            pyramids = DevicePyramids(photographs.images[0, index])
+            batch["gradients"] = moments_around(pyramids, photograph, xy.flatten(0, 1), sigma_px)
+        return batch
 
     def _choose(self, xy: Tensor, counts: Tensor, homography: Tensor) -> Tensor:
         """Choose keypoints of (G, K, 2) that all views show; returns their (G, B) indices."""
@@ -190,16 +200,69 @@ def zoom_and_rotation(jacobian: Tensor) -> tuple[Tensor, Tensor]:
     return (a * d - b * c).abs().sqrt(), torch.rad2deg(torch.atan2(c - b, a + d))
 
 
+def moments_around(
+    pyramids: DevicePyramids, image: Tensor, xy_px: Tensor, sigma_px: Tensor
+) -> Tensor:
+    """Measure what `gradients.gradient_moments` does, up to a factor, from polar patches.
+
+    A gradient times its distance from the centre is what a patch changes by along log radius and
+    angle. The area of a sample grows with the square of the distance, which is so accounted for.
+
+    Args:
+        pyramids: of the images.
+        image: (N,) int64, the image that each point is of.
+        xy_px: (N, 2) points.
+        sigma_px: (N,) standard deviations of the Gaussians by which gradients count.
+    """
+    grid = GRADIENT_GRID
+    patches = sample_device_polar(pyramids, image, xy_px, 2 * REACH * sigma_px, grid)
+    outward = torch.gradient(patches, dim=1)[0] * (grid.rows_per_octave / np.log(2))
+    around = (patches.roll(-1, 2) - patches.roll(1, 2)) * (grid.columns / (4 * np.pi))
+    angle = torch.arange(grid.columns, device=image.device) * (2 * np.pi / grid.columns)
+    right = outward * angle.cos() - around * angle.sin()
+    down = outward * angle.sin() + around * angle.cos()
+    distance = constant((2 * REACH * grid.radii).tolist(), image.device)[:, None]
+    weight = (-(distance**2) / 2).exp()
+    mixed = (weight * right * down).sum((1, 2))
+    own = [(weight * values**2).sum((1, 2)) + LEAST_MOMENT for values in (right, down)]
+    return torch.stack((own[0], mixed, mixed, own[1]), -1).view(-1, 2, 2)
+
+
+def rotation_of_gradients(first: Tensor, second: Tensor, moments: Tensor) -> Tensor:
+    """Compute what `gradients.rotation_of_gradients` does, on the device."""
+    back1, back2 = _adjugate(first), _adjugate(second)
+    return zoom_and_rotation(_product(_product(back2.mT, moments), back1))[1]
+
+
+def rotation_from_photograph(batch: DeviceBatch) -> Tensor:
+    """Compute what `Placement.rotation_deg` does, on the device."""
+    jacobian = batch["jacobian"]
+    if "gradients" not in batch:
+        return zoom_and_rotation(jacobian)[1]
+    upright = torch.eye(2, device=jacobian.device)
+    return rotation_of_gradients(upright, jacobian, batch["gradients"][:, None])
+
+
+def _adjugate(maps: Tensor) -> Tensor:
+    """Return the inverses of (..., 2, 2) times their determinants."""
+    (a, b), (c, d) = (row.unbind(-1) for row in maps.unbind(-2))
+    return torch.stack((torch.stack((d, -b), -1), torch.stack((-c, a), -1)), -2)
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """Multiply (..., 2, 2); as sums, see `map_points`."""
+    return (one[..., None] * other[..., None, :, :]).sum(-2)
+
+
 def compare_views(batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Compute what `objective.pair_changes` does, on the device."""
     jacobian, log2_window = batch["jacobian"], batch["log2_window"]
     combinations = list(itertools.combinations(range(jacobian.shape[1]), 2))
     pairs = constant([*itertools.chain(*combinations)], jacobian.device).view(-1, 2)
     first, second = pairs.unbind(1)
-    (a, b), (c, d) = (row.unbind(-1) for row in jacobian[:, first].unbind(-2))
-    adjugate = torch.stack((torch.stack((d, -b), -1), torch.stack((-c, a), -1)), -2)
-    # Sums instead of a product of matrices, see `map_points`.
-    products = jacobian[:, second][..., None] * adjugate[..., None, :, :]
-    relative = products.sum(-2) / (a * d - b * c)[..., None, None]
-    zoom, rotation_deg = zoom_and_rotation(relative)
-    return pairs, rotation_deg, zoom.log2() - (log2_window[:, second] - log2_window[:, first])
+    one, other = jacobian[:, first], jacobian[:, second]
+    _, rotation_deg = zoom_and_rotation(_product(other, _adjugate(one)))
+    if "gradients" in batch:
+        rotation_deg = rotation_of_gradients(one, other, batch["gradients"][:, None])
+    log2_zoom = zoom_and_rotation(jacobian)[0].log2() - log2_window
+    return pairs, rotation_deg, log2_zoom[:, second] - log2_zoom[:, first]
