@@ -780,8 +780,8 @@ def test_checkpoints_that_are_kept_can_be_begun_with(path, texture_folder, tmp_p
     trainer = Trainer(texture_folder, tmp_path / "run", config)
     for name, values in trainer.average.state_dict().items():
         assert torch.equal(values, state["average"][name])
-    if path.stem == "polar-large":
-        estimator = PoseEstimator("polar-large")
+    if path.stem in ("polar", "polar-large"):
+        estimator = PoseEstimator(path.stem)
         xy_px = np.random.default_rng(0).uniform(100, 400, (200, 2))
         pyramid, windows = build_pyramid(data.camera()), np.full(200, 90.0)
         patches = sample_patches(
