@@ -71,8 +71,8 @@ alignment.
 **The budget is not the paper's**: {budget}, where the
 paper goes up to 250 times through 3.9 million pairs. Rows trained here by one budget compare with
 each other; the distance of the ResNet-18 rows to the paper's figures is also that of the budgets.
-`polar` is what steps 1 and 2 of [its card](../models/polar.md) give, in float32; `polar-large` is
-not the one that ships, but the two-dimensional network of that name in commit 7f8f63f, its teacher.
+`polar` is what steps 1 and 2 of its card in commit 3deffe0 give, in float32; `polar-large` is the
+two-dimensional network of that name in commit 7f8f63f, its teacher. Neither is what ships today.
 Measured between that commit and the one named at the end.
 
 Percent of pairs within 5 and 10 degrees, and within 1/6 and 1/3 octave. Peaks are read between
