@@ -16,7 +16,7 @@ PACKAGE = Path(cv_patchpose.__file__).parent
 LAYERS = (
     {"commit", "errors", "grids", "homography", "opencv", "pyramid"},
     {"histograms", "keypoints", "patches"},
-    {"metadata", "options", "field_rules", "files", "pickling"},
+    {"gradients", "metadata", "options", "field_rules", "files", "pickling"},
     {"descriptors", "detectors"},
     {"estimator", "patchpose", "rectified", "support"},
     {"assigner"},
