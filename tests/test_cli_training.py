@@ -89,6 +89,7 @@ def test_a_budget_in_minutes_replaces_one_in_keypoints(texture_folder, run):
 def test_rings_learn_one_histogram_of_a_teacher(texture_folder, tmp_path):
     taught = ("--teacher", "polar", "--teacher-weight", 2, "--teacher-target", "orientation")
     views = ("--magnification", 21, "--redetected", 0.5, "--tracked", 0.2)
+    views += ("--rotation", "gradients")
     options = ("--network", "rings", *views, *taught, "--teacher-agreement", 2)
     assert call("train", texture_folder, "-o", tmp_path / "run", *TINY, *options) == 0
     config = load_checkpoint(tmp_path / "run/checkpoint.pt")["train_config"]
@@ -97,6 +98,7 @@ def test_rings_learn_one_histogram_of_a_teacher(texture_folder, tmp_path):
     assert config["teacher_agreement"] == 2
     drawn = config["synthesis"]
     assert [drawn[name] for name in ("magnification", "redetected", "tracked")] == [21, 0.5, 0.2]
+    assert drawn["rotation"] == "gradients"
 
 
 def test_resume_refuses_another_seed_and_nothing_to_resume(texture_folder, run, tmp_path, capsys):

@@ -9,12 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from cv_patchpose.evaluation.sequences import turn_image
-from cv_patchpose.homography import (
-    global_change,
-    local_jacobian,
-    nearest_similarity,
-    project,
-)
+from cv_patchpose.homography import global_change, local_jacobian, nearest_similarity, project
 
 PROJECTIVE = np.array([[1.1, -0.3, 20.0], [0.2, 0.9, -10.0], [4e-4, -2e-4, 1.0]])
 POINTS = np.array([[0.0, 0.0], [100.0, 40.0], [12.5, 333.0], [400.0, 250.0]])

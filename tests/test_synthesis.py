@@ -418,6 +418,21 @@ def test_rotations_of_gradients_are_those_that_slanted_stripes_show():
     assert by_points.max() > 9
 
 
+def test_gradients_count_as_by_the_descriptor_of_a_blob_of_the_window(folder):
+    photograph = read_photographs(folder)[0]
+    config = dataclasses.replace(CLEAN, rotation="gradients", magnification=21.0)
+    rng = np.random.default_rng(0)
+    center = photograph.xy_px[0]
+    view, other = (random_view(photograph.image, center, config, rng) for _ in range(2))
+    placed = place_keypoints(photograph, [view, other], config, rng)
+    xy_px = project(np.linalg.inv(view.homography), placed.exact_px[:, 0])
+    window_px = placed.exact_window_px[:, 0] / nearest_similarity(placed.jacobian[:, 0])[0]
+    expected = gradient_moments(photograph.image, xy_px, 3 / 21 * window_px)
+    np.testing.assert_allclose(placed.gradients, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    wider = gradient_moments(photograph.image, xy_px, 4 / 21 * window_px)
+    assert np.abs(wider - expected).max() > 0.1 * expected.max()
+
+
 def test_batches_hold_the_rotation_of_their_gradients(folder):
     photograph = read_photographs(folder)[0]
 

@@ -746,7 +746,7 @@ def test_a_teacher_that_agrees_reads_the_views_before_they_were_spoilt(toy_model
     pyramids = [build_pyramid(view.image) for view in views]
     expected = (2.5 + angles / 10) % 36
 
-    def read(agreement):
+    def read(agreement, placed=placed):
         told = Teacher(toy_model, PoseBins(), agreement=agreement).tell(views, pyramids, placed)
         peaks = told.orientation[0].argmax(-1)
         wrong = np.flatnonzero(np.abs((peaks - expected + 18) % 36 - 18) > 1)
@@ -756,6 +756,16 @@ def test_a_teacher_that_agrees_reads_the_views_before_they_were_spoilt(toy_model
 
     assert read(0.0) == [1, 2, 3]
     assert read(2.0) == ([] if tracked else [1, 2, 3])
+    if tracked:
+        # View 1 as a slanted one: its edges turn as told, which is 20 degrees more than its points.
+        down, back = np.tan(np.radians(40)), np.radians(-40)
+        turn = np.array([[np.cos(back), -np.sin(back)], [np.sin(back), np.cos(back)]])
+        jacobian = placed.jacobian.copy()
+        jacobian[:, 1] @= turn @ np.array([[1, 0], [down, 1]])
+        slanted = dataclasses.replace(placed, jacobian=jacobian)
+        assert 1 in read(2.0, slanted)
+        edges = np.array([[[1e-9, 0], [0, 1.0]]])
+        assert read(2.0, dataclasses.replace(slanted, gradients=edges)) == []
 
 
 def test_a_model_does_not_tell_where_files_lay(texture_folder, run, tmp_path):
