@@ -22,6 +22,8 @@ _FAINT_INK = (130, 122, 118)
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _CELL_HEIGHT_PX, _CELL_WIDTH_PX = 480, 720
 _CAPTION_PX, _GAP_PX = 56, 16
+_SHORTEST_LINE_PX = 6.0
+_LARGEST_LETTERS = 0.8  # of OpenCV's font scale
 
 
 def draw_poses(image: Any, keypoints: Sequence[cv2.KeyPoint]) -> Picture:
@@ -29,7 +31,7 @@ def draw_poses(image: Any, keypoints: Sequence[cv2.KeyPoint]) -> Picture:
 
     Args:
         image: (H, W), (H, W, 1), BGR or BGRA, uint8; not changed.
-        keypoints: Those without angle are drawn without line.
+        keypoints: Those without angle are drawn without line. Of small ones it leaves the circle.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -42,7 +44,7 @@ def draw_poses(image: Any, keypoints: Sequence[cv2.KeyPoint]) -> Picture:
         _draw_circle(picture, center, radius, _POSE_COLOR, 1)
         if keypoint.angle >= 0:
             angle = np.radians(keypoint.angle)
-            end = center + radius * np.array([np.cos(angle), np.sin(angle)])
+            end = center + max(radius, _SHORTEST_LINE_PX) * np.array([np.cos(angle), np.sin(angle)])
             _draw_line(picture, center, end, _POSE_COLOR)
     return picture
 
@@ -73,12 +75,18 @@ def draw_matches_before_after(
         (H', W', 3) uint8, BGR.
     """
     blank, corners, zooms = _side_by_side(_soften(image1), _soften(image2))
+    width = blank.shape[1]
+    captions = [
+        _write_caption(title, matches, other, counted)
+        for title, matches, other in zip(titles, (before, after), (after, before), strict=True)
+    ]
+    widest = max(_text_width("   ".join(caption), _LARGEST_LETTERS) for caption in captions)
+    scale = _LARGEST_LETTERS * min(1.0, width / widest)
     rows = []
-    for title, matches, other in zip(titles, (before, after), (after, before), strict=True):
+    for caption, matches, other in zip(captions, (before, after), (after, before), strict=True):
         images = blank.copy()
         _draw_inliers(images, matches, other, corners, zooms)
-        rows += [_caption(title, matches, other, counted, images.shape[1]), images]
-    width = rows[0].shape[1]
+        rows += [_draw_caption(caption, width, scale), images]
     rows.append(np.full((_GAP_PX, width, 3), _PAPER, np.uint8))
     picture = np.concatenate(rows)
     return cv2.copyMakeBorder(
@@ -174,14 +182,23 @@ def _rainbow(values: NDArray[np.float64]) -> list[tuple[int, ...]]:
     return [tuple(color) for color in cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[:, 0].tolist()]
 
 
-def _caption(title: str, matches: Matches, other: Matches, counted: str, width: int) -> Picture:
-    strip = np.full((_CAPTION_PX, width, 3), _PAPER, np.uint8)
+def _write_caption(
+    title: str, matches: Matches, other: Matches, counted: str
+) -> tuple[str, str, str]:
+    """Return the title, the details and the inliers."""
     first, second = matches.keypoints
-    baseline = _CAPTION_PX - 18
     gained = int(_gained(matches, other).sum())
-    inliers = f"{int(matches.inlier.sum())} {counted}, {gained} of them only here"
-    details = f"{first} + {second} keypoints, {len(matches)} matches,"
-    scale = min(0.8, 0.8 * width / _text_width(f"{title}   {details} {inliers}", 0.8))
+    return (
+        title,
+        f"{first} + {second} keypoints, {len(matches)} matches,",
+        f"{int(matches.inlier.sum())} {counted}, {gained} of them only here",
+    )
+
+
+def _draw_caption(caption: tuple[str, str, str], width: int, scale: float) -> Picture:
+    title, details, inliers = caption
+    strip = np.full((_CAPTION_PX, width, 3), _PAPER, np.uint8)
+    baseline = _CAPTION_PX - 18
     cv2.putText(strip, title, (0, baseline), _FONT, scale, _INK, 1, cv2.LINE_AA)
     left = width - _text_width(inliers, scale)
     cv2.putText(strip, inliers, (left, baseline), _FONT, scale, _INK, 1, cv2.LINE_AA)

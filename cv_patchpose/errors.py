@@ -12,15 +12,18 @@ class ModelError(Exception):
 
 @contextlib.contextmanager
 def naming(arguments: Mapping[str, str]) -> Iterator[None]:
-    """Let a ValueError about an argument of an inner call name what the caller gave instead.
+    """Let errors about an argument of an inner call name what the caller gave instead.
+
+    They are TypeError and ValueError, with messages that begin with the name.
 
     Args:
         arguments: From the inner name, with which the message begins, to the outer one.
     """
     try:
         yield
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         name, colon, text = str(error).partition(":")
         if name not in arguments:
             raise
-        raise ValueError(arguments[name] + colon + text) from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(arguments[name] + colon + text) from error

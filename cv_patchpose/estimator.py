@@ -100,6 +100,7 @@ class PoseEstimator:
                 models that take it read the orientation at the scale that it makes probable.
 
         Raises:
+            ModelError: Histograms that are not finite, as of a damaged file.
             ValueError: Patches or a prior of another shape.
         """
         shape = self.metadata.patch_shape
@@ -147,6 +148,7 @@ class PoseEstimator:
             other.join()
         if failures:
             raise failures[0]
+        self._check_finite(scale, orientation)
         return PoseHistograms(scale=scale, orientation=orientation)
 
     @property
@@ -192,6 +194,14 @@ class PoseEstimator:
             raise ModelError(
                 f"{self.path}: expected outputs of shape {expected}, as its metadata says, got "
                 f"{found}; export it again"
+            )
+        self._check_finite(*outputs)
+
+    def _check_finite(self, *histograms: NDArray[np.float32]) -> None:
+        if not all(np.isfinite(histogram).all() for histogram in histograms):
+            raise ModelError(
+                f"{self.path}: expected finite histograms, got NaN or infinite ones; if the "
+                "patches are finite the file is damaged: export it again"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -268,7 +278,7 @@ def _warn(message: str, *values: object) -> None:
 
 def _warn_of_missing(providers: Sequence[str], available: Sequence[str]) -> None:
     for name in set(providers) - set(available):
-        _warn("the execution provider %s is not available", name)
+        _warn("the execution provider %s is not available: going on without it", name)
 
 
 def _choose_engine(engine: str | None) -> str:

@@ -139,7 +139,7 @@ class PatchPoseFeature2D:
         """Detect keypoints, give them their poses and describe them.
 
         Args:
-            image: An image.
+            image: An image; None or an empty one has no keypoints.
             mask: Where to look; None: everywhere.
             descriptors: Not used; OpenCV's output argument.
             useProvidedKeypoints: Must be False: OpenCV's Python has no way to provide them either.

@@ -14,7 +14,7 @@ from cv_patchpose.grids import SquareGrid
 from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.patches import build_pyramid, sample_patches
 
-SIFT_SIGMA = 3.0  # sizes of the keypoint: how SIFT's descriptor weighs gradients around it
+SIFT_SIGMA = 3.0  # sizes of the keypoint: of SIFT's descriptor, which stops at 1.25 of it
 REACH = 2.5  # sigmas from the centre to the border of what is measured
 _GRID = SquareGrid(size=24)
 _LEAST = 1e-9  # keeps flat patches from having no moments
@@ -39,7 +39,7 @@ def gradient_moments(
     patches = sample_patches(
         build_pyramid(image), xy_px, 2 * REACH * sigma_px, upright, _GRID, num_threads=1
     )[:, 0].astype(np.float64)
-    offset = np.linspace(-REACH, REACH, _GRID.size)
+    offset = (np.arange(_GRID.size) - (_GRID.size - 1) / 2) * (2 * REACH / _GRID.size)
     weight = np.exp(-(offset**2 + offset[:, None] ** 2) / 2)
     down, right = np.gradient(patches, axis=(1, 2))
     gradient = np.stack((right, down), -1)

@@ -11,7 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cv_patchpose.errors import naming
 from cv_patchpose.pose_matching import consistent_matches, match_logos
+from cv_patchpose.pyramid import read_pixels
 from cv_patchpose.ratio_matching import ratio_test
 
 __all__ = [
@@ -75,10 +77,13 @@ def match_keypoints(
         geometry: "homography" for planes and turning cameras, "fundamental" for other scenes.
 
     Raises:
-        ValueError: An unknown geometry.
+        TypeError: Not an image.
+        ValueError: An unknown geometry, or an image that cannot be used.
     """
-    xy1_px, descriptors1 = describe_root_sift(image1, keypoints1)
-    xy2_px, descriptors2 = describe_root_sift(image2, keypoints2)
+    with naming({"image": "image1"}):
+        xy1_px, descriptors1 = describe_root_sift(image1, keypoints1)
+    with naming({"image": "image2"}):
+        xy2_px, descriptors2 = describe_root_sift(image2, keypoints2)
     index = match_mutual(descriptors1, descriptors2)
     xy1_px, xy2_px = xy1_px[index[:, 0]], xy2_px[index[:, 1]]
     _, first = np.unique(np.column_stack([xy1_px, xy2_px]), axis=0, return_index=True)
@@ -104,8 +109,13 @@ def describe_root_sift(
     Returns:
         Places (N, 2) in pixels and descriptors (N, 128) of length 1.
 
+    Raises:
+        TypeError: Not an image.
+        ValueError: An image that cannot be used.
+
     Source: R. Arandjelovic, A. Zisserman, CVPR 2012, doi:10.1109/CVPR.2012.6248018.
     """
+    read_pixels(image)  # SIFT describes None without complaint
     described, sift = cv2.SIFT.create().compute(image, tuple(keypoints))
     if sift is None:
         return np.empty((0, 2), np.float32), np.empty((0, 128), np.float32)

@@ -17,6 +17,8 @@ from cv_patchpose.options import AssignerOptions
 _SMALLEST_POINT_SIZE_PX = 6.0
 # A corner is a detail: its scale is looked for in a closer window than where scale 1 is.
 _FIRST_LOOK = 0.5
+# SIFT describes four cells of three sigmas, which are six sizes: the window that is read.
+_DESCRIBED_SIZES = 6.0
 # Regions and blobs of one scale per image structure: known, but loosely.
 _BLOB_SIGMA_OCTAVES = 0.5
 _EQUAL_PX = 1e-3
@@ -59,6 +61,8 @@ def choose_support(
     - Regions and blobs (MSER, SimpleBlob, Star...): the same window, with a wide prior.
     - Points (FAST, GFTT, clicks): one window, no prior. Where their size is to be written and no
       prior is asked for, it is looked for in two passes, the first an octave below their scale 1.
+      What is found does not depend on the size given, which is the detector's or nobody's choice:
+      scale 1 is the size with which SIFT describes the window.
 
     Where the detector is not given, keypoints with an octave or an angle count as measured, others
     of different sizes as regions, others of one size as points: each is judged beside those it
@@ -92,7 +96,7 @@ def choose_support(
         if options.assign_scale:
             searched = points & np.isinf(prior_sigma)
             window_px[searched] *= _FIRST_LOOK
-            size_px[searched] *= _FIRST_LOOK
+            size_px[searched] = window_px[searched] / _DESCRIBED_SIZES
             if options.passes == "auto":
                 passes[searched] = 2
     return Support(window_px, own_px, size_px, prior_sigma, passes)

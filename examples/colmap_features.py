@@ -4,6 +4,8 @@ COLMAP reads them in place of its feature_extractor:
 
     colmap feature_importer --database_path DATABASE --image_path FOLDER --import_path FEATURES
 
+Photographs in folders below it are left out.
+
 Usage: python examples/colmap_features.py FOLDER FEATURES
 """
 
@@ -21,6 +23,7 @@ if len(sys.argv) != 3:
 photographs, features = Path(sys.argv[1]), Path(sys.argv[2])
 if not photographs.is_dir():
     sys.exit(f"{photographs}: expected a folder of photographs")
+written = 0
 features.mkdir(parents=True, exist_ok=True)
 sift, assigner = cv2.SIFT.create(nfeatures=8000), PatchPoseAssigner(top_k=2)
 
@@ -39,3 +42,6 @@ for path in sorted(photographs.iterdir()):
     layout = ["%.3f"] * 4 + ["%d"] * 128
     np.savetxt(features / f"{path.name}.txt", rows, layout, header=f"{len(rows)} 128", comments="")
     print(f"{path.name}: {len(rows)} features")
+    written += 1
+if not written:
+    sys.exit(f"{photographs}: expected photographs, got none")

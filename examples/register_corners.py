@@ -2,7 +2,7 @@
 
 The photographs show a plane, or were taken from one place; they may be turned and zoomed.
 
-Usage: python examples/register_corners.py FIRST SECOND PICTURE
+Usage: python examples/register_corners.py FIRST SECOND PICTURE (such as laid_over.png)
 """
 
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 
 from cv_patchpose import PatchPoseFeature2D, ratio_test
 
-if len(sys.argv) != 4:
+if len(sys.argv) != 4 or not cv2.haveImageWriter(sys.argv[3]):
     sys.exit(__doc__)
 first, second = photographs = [cv2.imread(path) for path in sys.argv[1:3]]
 for path, photograph in zip(sys.argv[1:3], photographs, strict=True):

@@ -1,6 +1,6 @@
 """Match two photographs with SIFT's own pose and with the learned one; count the inliers.
 
-Usage: python examples/sift_drop_in.py FIRST SECOND PICTURE
+Usage: python examples/sift_drop_in.py FIRST SECOND PICTURE (such as matches.png)
 """
 
 import sys
@@ -11,7 +11,7 @@ from cv_patchpose import PatchPoseAssigner
 from cv_patchpose.drawing import draw_matches_before_after
 from cv_patchpose.matching import match_keypoints
 
-if len(sys.argv) != 4:
+if len(sys.argv) != 4 or not cv2.haveImageWriter(sys.argv[3]):
     sys.exit(__doc__)
 image1, image2 = (cv2.imread(path) for path in sys.argv[1:3])
 if image1 is None or image2 is None:

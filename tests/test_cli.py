@@ -247,13 +247,28 @@ class TestExample:
         ],
     )
     def test_what_is_not_there_is_named(self, name, expected, images, tmp_path):
-        missing, features = tmp_path / "missing", tmp_path / "features"
+        missing, features = tmp_path / "missing", tmp_path / "features.png"
         inputs = (missing,) if name == "colmap_features.py" else (images[0], missing)
         command = [sys.executable, self.script.with_name(name), *inputs, features]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 1
         assert done.stderr.endswith(f"{missing}: expected {expected}\n")
         assert not features.exists()
+
+    def test_a_folder_without_photographs_is_named(self, tmp_path):
+        folder = tmp_path / "empty"
+        folder.mkdir()
+        script = self.script.with_name("colmap_features.py")
+        command = [sys.executable, script, folder, tmp_path / "features"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, f"{folder}: expected photographs, got none\n")
+
+    @pytest.mark.parametrize("name", ["sift_drop_in.py", "register_corners.py"])
+    def test_a_picture_of_no_known_kind_is_refused_at_once(self, name, images):
+        command = [sys.executable, self.script.with_name(name), images[0], images[0], "a.foo"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "PICTURE (such as " in done.stderr
 
     @pytest.mark.parametrize("name", ["sift_drop_in.py", "register_corners.py"])
     def test_a_picture_that_cannot_be_written_is_named(self, name, images, tmp_path):

@@ -171,7 +171,10 @@ def test_a_dataset_names_the_network_it_is_for(texture_folder, tmp_path, capsys)
 
 def test_a_recipe_names_its_network(texture_folder, tmp_path, capsys):
     message = fails(capsys, "train", texture_folder, "-o", tmp_path / "r", "--recipe", "paper")
-    assert "recipe: expected one of polar for polar, got 'paper'" in message
+    assert (
+        "recipe: expected one of rings-48, rings-64, rings-192, rings for rings, got 'paper'"
+        in message
+    )
     assert "paper goes with --network resnet18" in message
 
 
@@ -196,14 +199,23 @@ def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, 
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path, capsys, option, value, message):
-    assert message in fails(capsys, "train", tmp_path, "-o", tmp_path / "run", option, value)
+    options = ("-o", tmp_path / "run", "--network", "polar", option, value)
+    assert message in fails(capsys, "train", tmp_path, *options)
+
+
+def test_other_networks_than_rings_stay_in_float(texture_folder, tmp_path, capsys):
+    options = (*TINY, "--network", "polar", "--keypoints", 16)
+    assert call("train", texture_folder, "-o", tmp_path / "run", *options) == 0
+    options = ("-o", tmp_path / "m.onnx", "--quantize-on", "none")
+    message = fails(capsys, "export", tmp_path / "run", *options)
+    assert "error: --quantize-on: expected a network of rings" in message
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--magnification", 0), "error: --magnification: expected a finite number above 0"),
-        (("--quantize-on", "none"), "error: --quantize-on: expected a network of rings"),
+        (("--quantize-on", "none"), "error: --quantize-on: expected a folder of photographs"),
     ],
 )
 def test_export_names_its_arguments_as_typed(run, tmp_path, capsys, options, message):
@@ -232,4 +244,4 @@ def test_help_shows_the_defaults(capsys):
     assert "keypoints per step (64)" in text
     text = " ".join(text.split())
     assert "overlap or alignment (overlap; paper: alignment)" in text
-    assert "the larger, the less outliers count (0.01; polar: 0.05;" in text
+    assert "the larger, the less outliers count (0.001; rings: 0.01; polar: 0.05;" in text

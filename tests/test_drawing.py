@@ -27,6 +27,12 @@ def test_convention_angle_is_drawn_clockwise(shape):
     assert np.all(image == 90)
 
 
+def test_directions_of_the_smallest_keypoints_are_seen():
+    image = np.full((80, 100), 90, np.uint8)
+    drawn = changed(draw_poses(image, [cv2.KeyPoint(50, 40, 2, 0)]), image)
+    assert drawn[40, 50:56].all()
+
+
 def test_no_angle_no_line():
     image = np.full((80, 100), 90, np.uint8)
     drawn = changed(draw_poses(image, [cv2.KeyPoint(50, 40, 40)]), image)
@@ -68,6 +74,17 @@ def test_before_and_after_differ_only_by_inliers_and_text():
     colorful = [np.ptp(half, axis=2).max() for half in (upper, lower)]
     assert colorful[0] < 30  # ink only
     assert colorful[1] > 100  # lines
+
+
+def test_both_captions_have_letters_of_one_size():
+    image = np.full((400, 150), 255, np.uint8)
+    many, few = (
+        Matches((n, n), *[np.zeros((0, 2), np.float32)] * 2, np.zeros(0, bool)) for n in (10**6, 1)
+    )
+    picture = draw_matches_before_after(image, image, few, many, titles=("T", "T"))
+    below = picture[:56], picture[len(picture) // 2 - 8 :][:56]
+    heights = [np.ptp(np.nonzero((rows[:, 16:40] < 128).any(axis=(1, 2)))[0]) for rows in below]
+    assert heights[0] == heights[1] > 3
 
 
 def test_no_matches_at_all():

@@ -139,7 +139,8 @@ class TestChoice:
         PoseEstimator(toy_model, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
         (record,) = caplog.records
         assert (
-            record.getMessage() == "the execution provider CUDAExecutionProvider is not available"
+            record.getMessage()
+            == "the execution provider CUDAExecutionProvider is not available: going on without it"
         )
 
     def test_opencv_takes_over_where_it_is_broken(self, toy_model, monkeypatch, tmp_path, caplog):
@@ -376,6 +377,27 @@ class TestBadFiles:
             path.write_bytes(content[:length])
             with pytest.raises(ModelError):
                 PoseEstimator(path, engine=engine)
+
+    def test_damaged_weights(self, toy_model, tmp_path):
+        pytest.importorskip("onnxruntime")  # cv2.dnn takes NaN for 0
+        model = onnx.load(toy_model)
+        for weights in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(weights).copy()
+            if values.dtype == np.float32:
+                values.flat[0] = np.nan
+                weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+        path = tmp_path / "damaged.onnx"
+        onnx.save(model, path)
+        with pytest.raises(ModelError, match=f"{re.escape(str(path))}: expected finite histograms"):
+            PoseEstimator(path)
+
+    def test_patches_that_are_not_finite(self, toy_model):
+        pytest.importorskip("onnxruntime")
+        estimator = PoseEstimator(toy_model)
+        spoilt = patches(3)
+        spoilt[1, 0, 2, 3] = np.nan
+        with pytest.raises(ModelError, match="expected finite histograms, got NaN or infinite"):
+            estimator.histograms(spoilt)
 
     def test_other_outputs(self, write_model, engine):
         path = write_model(bins=PoseBins(scale=11))

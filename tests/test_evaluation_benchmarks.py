@@ -432,7 +432,9 @@ def posed(ground_truth, **options):
 def test_the_truth_of_gradients_turns_as_edges_do(source):
     """Points slide down by how far right they are: level edges slope by 20 degrees."""
     steps = np.repeat(np.uint8(127 + 100 * np.sin(np.arange(200) / 8))[:, None], 200, 1)
-    images = (cv2.merge([steps] * 3),) * 2
+    disc = cv2.circle(np.zeros_like(steps), (100, 100), 70, 255, -1) > 0
+    image = np.where(disc, steps, steps.T)  # another direction beyond the window
+    images = cv2.merge([image] * 3), cv2.merge([steps.T] * 3)
     shear = np.array([[1, 0, 0], [math.tan(math.radians(20)), 1, 0], [0, 0, 1]])
     points = arrays_from_keypoints([cv2.KeyPoint(100, 100, 6.0)])
     by_points, by_gradients = (

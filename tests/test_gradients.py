@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from cv_patchpose.gradients import gradient_moments, rotation_of_gradients
+from cv_patchpose.gradients import REACH, gradient_moments, rotation_of_gradients
 from cv_patchpose.homography import nearest_similarity
 
 
@@ -39,14 +39,21 @@ def test_gradients_across_an_edge_turn_as_the_edge_does():
 
 
 def test_moments_are_those_of_the_gradients_under_the_gaussian():
-    """Of a parabola z = x^2 / 2 the gradient is x: its second moment is the Gaussian's variance."""
+    """Of a parabola z = x^2 / 2 the gradient is x: its second moment is the Gaussian's variance.
+
+    It is cut off at the border, which leaves 0.912 of it in either direction.
+    """
     x = np.arange(-100.0, 101.0)
     image = np.repeat((x**2 / 2)[None], 201, 0).astype(np.float32)
     points, sigma_px = np.full((2, 2), 100.0), np.array([12.0, 24.0])
     narrow, wide = gradient_moments(image, points, sigma_px)
     spacing = 5 * sigma_px / 24  # the derivative is by samples
     total = narrow[0, 0] / spacing[0] ** 2, wide[0, 0] / spacing[1] ** 2
-    assert_allclose(total[1] / total[0], 4.0, rtol=0.02)
+    beyond = np.exp(-(REACH**2) / 2) / math.sqrt(2 * math.pi)
+    inside = math.erf(REACH / math.sqrt(2))
+    variance = 1 - 2 * REACH * beyond / inside
+    samples = (24 / (2 * REACH)) ** 2 * 2 * math.pi * inside**2  # the sum of the weights
+    assert_allclose(total, samples * variance * sigma_px**2, rtol=0.02)
     assert abs(narrow[1, 1]) < 1e-3 * narrow[0, 0]
     assert abs(narrow[0, 1]) < 1e-3 * narrow[0, 0]
 

@@ -69,6 +69,14 @@ def test_a_place_matched_with_several_poses_counts_once(photograph):
     assert len(matches) == len(places)
 
 
+@pytest.mark.parametrize("missing", ["image1", "image2"])
+def test_an_image_that_could_not_be_read(photograph, missing):
+    points = cv2.SIFT.create(20).detect(photograph)
+    image1, image2 = (None if missing == name else photograph for name in ("image1", "image2"))
+    with pytest.raises(TypeError, match=f"{missing}: expected an array .*, got NoneType"):
+        match_keypoints(image1, points, image2, points)
+
+
 def test_an_image_matches_itself(photograph):
     keypoints = detect(photograph, "sift", 200)
     matches = match_keypoints(photograph, keypoints, photograph, keypoints)

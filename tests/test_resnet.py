@@ -91,6 +91,13 @@ def test_the_networks_are_those_of_the_paper():
     torch.testing.assert_close(20 * orientation, hot)
 
 
+def test_what_is_trained_unless_asked_for_is_what_is_bundled():
+    training = PoseEstimator("polar").metadata.training
+    assert training["recipe"]["network"] == recipe().network
+    assert training["recipe"]["channels"] == list(recipe().channels)
+    assert recipe("rings") == recipe("rings", "rings-48") == recipe()
+
+
 def test_the_default_recipe_is_the_paper_s():
     config = recipe("resnet18")
     assert (config.optimizer, config.learning_rate, config.momentum) == ("sgd", 3.0, 0.9)
@@ -101,7 +108,7 @@ def test_the_default_recipe_is_the_paper_s():
     assert learning_rate(recipe("resnet18", "pairs"), 0.001) < 1e-3  # the others warm up
     assert recipe("polar") == TrainConfig()
     with pytest.raises(
-        ValueError, match="network: expected one of polar, rings, resnet18, got 'vgg'"
+        ValueError, match="network: expected one of rings, polar, resnet18, got 'vgg'"
     ):
         recipe("vgg")
     with pytest.raises(ValueError, match="recipe: expected one of paper, pairs, views for"):

@@ -72,7 +72,7 @@ def test_a_measured_scale_gives_the_window_and_a_narrow_prior(measured):
 @pytest.mark.parametrize("angle_deg", [-1.0, 0.0])
 def test_points_of_one_size_share_a_window_and_have_no_prior(angle_deg):
     found = chosen(keypoints([7.0, 7.0], angle_deg))
-    assert found == ([32.0, 32.0], [3.5, 3.5], [np.inf, np.inf])  # an octave below scale 1
+    assert found == ([32.0, 32.0], [32 / 6] * 2, [np.inf, np.inf])  # an octave below scale 1
 
 
 def test_points_that_keep_their_size_are_read_in_the_model_s_window():
@@ -83,7 +83,11 @@ def test_points_that_keep_their_size_are_read_in_the_model_s_window():
 @pytest.mark.parametrize("size", [1.0, 3.0])
 def test_points_without_extent_get_a_size_that_can_be_described(size):
     assert chosen(keypoints([size]), assign_scale=False)[1] == [6.0]
-    assert chosen(keypoints([size]))[1] == [3.0]
+
+
+@pytest.mark.parametrize("size", [1.0, 7.0, 31.0])
+def test_what_points_are_found_to_be_does_not_depend_on_the_size_given(size):
+    assert chosen(keypoints([size]))[:2] == ([32.0], [32 / 6])
 
 
 def test_regions_have_windows_of_their_own_and_a_wide_prior():
@@ -97,7 +101,7 @@ def test_points_and_measured_keypoints_may_come_together():
     mixed = keypoints([7.0, 4.0, 7.0])
     mixed.octave[1], mixed.angle_deg[1] = 1, 40.0
     found = chosen(mixed)
-    assert found == ([32.0, 72.0, 32.0], [3.5, 4.0, 3.5], [np.inf, 0.2, np.inf])
+    assert found == ([32.0, 72.0, 32.0], [32 / 6, 4.0, 32 / 6], [np.inf, 0.2, np.inf])
     assert passes(mixed) == [2, 1, 2]
 
 
@@ -171,7 +175,7 @@ def test_a_known_detector_says_how_well_the_scale_is_known(name, sigma):
 @pytest.mark.parametrize("name", ["fast", "agast", "gftt", "harris"])
 def test_known_points_are_points(name):
     found = chosen(keypoints([7.0, 8.0]), detector=detector_traits(name))
-    assert found == ([32.0, 32.0], [3.5, 4.0], [np.inf, np.inf])
+    assert found == ([32.0, 32.0], [32 / 6] * 2, [np.inf, np.inf])
 
 
 @pytest.mark.parametrize("name", ["orb", "akaze"])

@@ -51,7 +51,7 @@ _PAPER_POINTS_PER_PAIR = 25
 _SIFT_CANDIDATES = 2000  # of which those near the border are left out
 _REPEATED_WITHIN_PX = 2.0
 _REPEATED_WITHIN_OCTAVES = 0.5
-_SIZES_PER_WINDOW = 21.0  # of the bundled models
+_SIZES_PER_WINDOW = 21.0  # of polar and polar-large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class PoseProtocol:
             those of SIFT detections found again in image 2.
         window_px: Support of every point of "fixed" and "paper".
         ground_truth: "local" takes the homography's change at each point; "gradients" likewise,
-            but the rotation of the gradients there, weighted as by SIFT's descriptor; "global" one
+            but the rotation of the gradients there, under a Gaussian of SIFT's sigma; "global" one
             change for the pair, the paper's eq. 10 in pixels, and "normalized" the same where the
             centres of the images are the origin.
         max_keypoints: Strongest SIFT points per image of "repeated"; a bound on the 400 points per

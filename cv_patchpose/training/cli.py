@@ -98,7 +98,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in RUN, by its options"
     )
-    parser.add_argument("--network", choices=list(RECIPES), help="what to train (polar)")
+    parser.add_argument(
+        "--network",
+        choices=list(RECIPES),
+        help="what to train (rings, as the bundled models; polar is some ten times as slow)",
+    )
     parser.add_argument(
         "--recipe",
         help=f"named set of options, the first of each network its default ({names})",
@@ -195,7 +199,7 @@ def _defaults(field: str) -> str:
 def _base_config(args: argparse.Namespace) -> TrainConfig:
     """Return the options of the run to resume, or those of the recipe."""
     if not args.resume:
-        return recipe(args.network or "polar", args.recipe)
+        return recipe(args.network, args.recipe)
     for name in ("network", "recipe"):
         if getattr(args, name):
             raise ValueError(f"{name}: expected none with --resume, got {getattr(args, name)!r}")

@@ -32,9 +32,9 @@ class Batch:
         taught_orientation: (B, V, R) float32, likewise.
         exact_patches: (B, V, C, H, W) float32, the true places in the views before they were
             spoilt; None unless asked for.
-        gradients: (B, 2, 2), see `Placement`; None where the rotation is that of the points.
         log2_exact_window: (B, V) log2 of the windows of those: of keypoints whose scale is known
             beforehand, windows that show the same in all views; of the others those of `patches`.
+        gradients: (B, 2, 2), see `Placement`; None where the rotation is that of the points.
     """
 
     patches: NDArray[np.float32]
@@ -43,9 +43,9 @@ class Batch:
     scale_sigma: NDArray[np.float64]
     taught_scale: NDArray[np.float32] | None = None
     taught_orientation: NDArray[np.float32] | None = None
-    gradients: NDArray[np.float64] | None = None
     exact_patches: NDArray[np.float32] | None = None
     log2_exact_window: NDArray[np.float64] | None = None
+    gradients: NDArray[np.float64] | None = None
 
 
 def sample_views(

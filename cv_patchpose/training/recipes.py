@@ -48,25 +48,25 @@ RINGS_48 = replace(
 )
 RINGS_64 = replace(RINGS_48, stem_channels=64, channels=(64, 64, 64))
 RINGS_192 = replace(RINGS_48, stem_channels=192, channels=(192, 192, 192), hidden=128)
-# The first recipe of a network is its default.
+# The first network is the default, and the first recipe of each its own.
 RECIPES: dict[str, dict[str, TrainConfig]] = {
+    "rings": {"rings-48": RINGS_48, "rings-64": RINGS_64, "rings-192": RINGS_192, "rings": RINGS},
     "polar": {"polar": TrainConfig()},
-    "rings": {"rings": RINGS, "rings-48": RINGS_48, "rings-64": RINGS_64, "rings-192": RINGS_192},
     "resnet18": {"paper": PAPER, "pairs": PAIRS, "views": VIEWS},
 }
 
 
-def recipe(network: str, name: str | None = None) -> TrainConfig:
+def recipe(network: str | None = None, name: str | None = None) -> TrainConfig:
     """Return a recipe of a network, its default when no name is given.
 
     Args:
-        network: "polar", "rings" or "resnet18".
-        name: One of the network's recipes: "polar"; for rings "rings", or "rings-48", "rings-64"
-            and "rings-192", of so many channels, with the losses of the bundled models; for
-            resnet18 "paper" (Lee, Jeong, Cho, BMVC 2021: SGD at 3.0 with momentum 0.9, batches of
-            64, temperature 20, the alignment loss on PatchPose pairs, in float32, without a
-            warm-up), "pairs" (ours on the same pairs: AdamW and the overlap loss) or "views" (the
-            same on spoilt views of photographs).
+        network: "rings", "polar" or "resnet18"; None: the first.
+        name: One of the network's recipes: for rings "rings-48", "rings-64" and "rings-192", of so
+            many channels, with the losses of the bundled models, or "rings", an earlier one; for
+            polar "polar"; for resnet18 "paper" (Lee, Jeong, Cho, BMVC 2021: SGD at 3.0 with
+            momentum 0.9, batches of 64, temperature 20, the alignment loss on PatchPose pairs, in
+            float32, without a warm-up), "pairs" (ours on the same pairs: AdamW and the overlap
+            loss) or "views" (the same on spoilt views of photographs).
 
     "paper" is exact, but that the last weights are kept and not those of the best validation. In
     the budgets tried, 110,000 to 199,000 pairs, it did not train: with PyTorch's usual
@@ -78,6 +78,8 @@ def recipe(network: str, name: str | None = None) -> TrainConfig:
     Raises:
         ValueError: An unknown network or recipe.
     """
+    if network is None:
+        network = next(iter(RECIPES))
     if network not in RECIPES:
         raise ValueError(f"network: expected one of {', '.join(RECIPES)}, got {network!r}")
     known = RECIPES[network]
