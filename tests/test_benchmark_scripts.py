@@ -36,6 +36,7 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     from skimage import data
 
     from cv_patchpose.training.checkpoint import load_checkpoint
+    from cv_patchpose.training.device_views import zoom_and_rotation
     from cv_patchpose.training.export import export_checkpoint
 
     script = load("train_family")
@@ -58,6 +59,14 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     family = script.Family(["rings-16"], torch.device("cpu"))
     run = script.Run(photographs, tmp_path / "run", family, workers=1, rotation="gradients")
     before = [value.clone() for value in family.members[1].network.parameters()]
+    shown = []
+
+    def recorded(batch):
+        shown.append((batch, prepare(batch)))
+        return shown[-1][1]
+
+    prepare = script.prepare
+    monkeypatch.setattr(script, "prepare", recorded)
     run.train(minutes=0.03, validate_every=1.0)
     assert family.steps > 2
     assert run.supply.arrived >= run.supply.found.filled > 0
@@ -72,6 +81,10 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
         assert all(torch.allclose(one, other, atol=1e-4) for one, other in same)
     with pytest.raises(ValueError, match="init: .*another network: .*channels"):
         script.Member("rings-16", torch.device("cpu"), str(tmp_path / "run" / script.TEACHER))
+    batch, told = shown[0]
+    assert batch["gradients"].shape == (16, 2, 2)
+    of_points = zoom_and_rotation(batch["jacobian"])[1]
+    assert ((told["turns"] - of_points + 180) % 360 - 180).abs().mean() > 0.5
     state = load_checkpoint(tmp_path / "run/rings-16")
     assert state["keypoints"] == 16 * family.steps
     assert state["train_config"]["synthesis"]["rotation"] == "gradients"

@@ -310,6 +310,31 @@ def test_rotations_of_gradients_are_those_of_the_processor(photographs):
     np.testing.assert_allclose((error + 180) % 360 - 180, 0, atol=0.02)
 
 
+def test_gradients_are_measured_around_the_keypoints(photographs, monkeypatch):
+    """In the photograph that a keypoint comes from, as wide as its descriptor sees it."""
+    calls = []
+
+    def recorded(*arguments):
+        calls.append(arguments)
+        return moments_around(*arguments)
+
+    monkeypatch.setattr("cv_patchpose.training.device_views.moments_around", recorded)
+    held = photographs[1]
+    config = dataclasses.replace(CONFIG, rotation="gradients", tracked=0.0, free=0.0)
+    made = DeviceViews(held, GRID, config, 2).make(6)
+    ((pyramids, photograph, xy, sigma_px),) = calls
+    first = held.images[0].flatten(1)
+    own = (pyramids.values[:, None, : first.shape[1]] == first).all(2).int().argmax(1)[photograph]
+    assert set(own.tolist()) == {0, 1}
+    near = [
+        (held.xy_px[k, : held.counts[k]] - at).abs().sum(1).min()
+        for k, at in zip(own, xy, strict=True)
+    ]
+    assert max(near) < 1e-3
+    window_px = sigma_px / 3 * config.magnification
+    assert (made["log2_window"].mean(1) - window_px.log2()).abs().max() < 0.1
+
+
 def test_moments_are_those_of_the_processor():
     """Nearly: further out polar patches are coarser, and near the centre they are finer."""
     image = cv2.resize(textured(7, 320, 120), (320, 320), interpolation=cv2.INTER_CUBIC)
