@@ -17,6 +17,7 @@ from cv_patchpose.detectors import create_detector
 SIDE = 241
 CENTER = (SIDE - 1) / 2
 SIZE = 10.0
+POINT_SIZE = 12 * SIZE / 6  # of points at scale 1: the window is what SIFT describes
 EDGE_PX = 12 * SIZE / 2 * 2 ** ((24 - 39) / 6)  # radius of the ring on which scale is 1
 
 
@@ -72,9 +73,12 @@ class TestPose:
     @pytest.mark.parametrize("octaves", [-1.5, -1, -0.5, 0, 1 / 3, 1])
     def test_zooming_multiplies_the_scale(self, assigner, octaves):
         poses = assigner.estimate(disc(zoom=2**octaves), [point()])
-        np.testing.assert_allclose(np.log2(poses.scale), octaves, atol=0.05)
+        size_px = SIZE * poses.scale
+        np.testing.assert_allclose(np.log2(size_px / POINT_SIZE), octaves, atol=0.05)
         (posed,) = assigner.assign(disc(zoom=2**octaves), [point()])
-        assert posed.size == pytest.approx(SIZE * poses.scale[0])
+        assert posed.size == pytest.approx(size_px[0])
+        (large,) = assigner.assign(disc(zoom=2**octaves), [point(3 * SIZE)])
+        assert large.size == pytest.approx(posed.size)
 
     @pytest.mark.parametrize("octaves", [-1.5, 0, 1.5])
     def test_zooming_multiplies_a_measured_scale(self, toy_model, octaves):
@@ -86,7 +90,7 @@ class TestPose:
     def test_a_further_pass_reads_in_the_window_of_the_size_found(self, photograph, passes):
         place = point(size=7.0, x=201.0, y=87.0)
         (before,) = PatchPoseAssigner(passes=passes - 1).assign(photograph, [place])
-        window_px = 64 / 7 * before.size  # of a point of size 7, see PoseEstimator().metadata
+        window_px = 6 * before.size
         alone = PatchPoseAssigner(window_px=window_px).estimate(photograph, [place])
         (after,) = PatchPoseAssigner(passes=passes).assign(photograph, [place])
         assert after.angle == pytest.approx(alone.angle_deg[0], abs=1e-3)
@@ -119,7 +123,7 @@ class TestPose:
         (alone,) = PatchPoseAssigner(window_px=64).assign(image, [place])
         assert posed.angle == pytest.approx(alone.angle, abs=1e-3)
         assert posed.angle != -1
-        assert posed.size == pytest.approx(alone.size * 7 * 21 / 64, rel=1e-5)
+        assert posed.size == pytest.approx(alone.size * 21 / 6, rel=1e-5)
 
     def test_a_larger_keypoint_has_a_smaller_factor(self, assigner):
         sizes = [SIZE, SIZE * 2, SIZE * 0.7]
@@ -139,8 +143,8 @@ class TestPose:
 
     def test_calibration_is_added(self, write_model):
         calibrated = PatchPoseAssigner(write_model(scale_offset_octaves=0.5))
-        scale = calibrated.estimate(disc(), [point()]).scale
-        np.testing.assert_allclose(np.log2(scale), 0.5, atol=0.05)
+        size_px = SIZE * calibrated.estimate(disc(), [point()]).scale
+        np.testing.assert_allclose(np.log2(size_px / POINT_SIZE), 0.5, atol=0.05)
 
     def test_histograms_are_before_prior_and_calibration(self, assigner):
         found = assigner.histograms(disc(90.0, 2.0), [point(), point(angle=10.0)])
@@ -244,7 +248,8 @@ class TestOptions:
         kept = PatchPoseAssigner(toy_model, assign_orientation=False, scale_prior_octaves=None)
         posed = kept.assign(disc(90.0, 2.0), [point(angle=-1), point(angle=5), point(angle=6)])
         assert [k.angle for k in posed] == [-1, 5, 6]
-        np.testing.assert_allclose([k.size for k in posed], 2 * SIZE, rtol=0.04)
+        expected = [2 * POINT_SIZE, 2 * SIZE, 2 * SIZE]
+        np.testing.assert_allclose([k.size for k in posed], expected, rtol=0.04)
 
     @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (2, 2), (5, 2)])
     def test_further_poses_stand_next_to_the_best(self, toy_model, top_k, count):
@@ -311,7 +316,8 @@ class TestScalePrior:
 
     @pytest.mark.parametrize("angle", [-1.0, 0.0])
     def test_plain_points_are_free(self, assigner, angle):
-        assert self.octaves(assigner, point(angle=angle)) == pytest.approx(1, abs=0.05)
+        octaves = self.octaves(assigner, point(angle=angle)) - np.log2(POINT_SIZE / SIZE)
+        assert octaves == pytest.approx(1, abs=0.05)
 
     def test_a_number_holds_for_all(self, toy_model):
         narrow = PatchPoseAssigner(toy_model, scale_prior_octaves=1e-3)
