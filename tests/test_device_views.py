@@ -318,7 +318,8 @@ def test_gradients_are_measured_around_the_keypoints(photographs, monkeypatch):
         calls.append(arguments)
         return moments_around(*arguments)
 
-    monkeypatch.setattr("cv_patchpose.training.device_views.moments_around", recorded)
+    # By its own globals: other tests load the module anew.
+    monkeypatch.setitem(DeviceViews.make.__globals__, "moments_around", recorded)
     held = photographs[1]
     config = dataclasses.replace(CONFIG, rotation="gradients", tracked=0.0, free=0.0)
     made = DeviceViews(held, GRID, config, 2).make(6)
