@@ -319,7 +319,7 @@ def test_gradients_are_measured_around_the_keypoints(photographs, monkeypatch):
         return moments_around(*arguments)
 
     # By its own globals: other tests load the module anew.
-    monkeypatch.setitem(DeviceViews.make.__globals__, "moments_around", recorded)
+    monkeypatch.setitem(DeviceViews._cut.__globals__, "moments_around", recorded)
     held = photographs[1]
     config = dataclasses.replace(CONFIG, rotation="gradients", tracked=0.0, free=0.0)
     made = DeviceViews(held, GRID, config, 2).make(6)
