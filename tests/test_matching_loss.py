@@ -14,11 +14,12 @@ pytest.importorskip("tqdm")
 
 import torch
 
+from cv_patchpose.assigner import PatchPoseAssigner
 from cv_patchpose.grids import PolarGrid
 from cv_patchpose.histograms import PoseBins
 from cv_patchpose.patches import build_pyramid, sample_patches
 from cv_patchpose.training.dataset import Batch, PairStream, sample_views
-from cv_patchpose.training.matching_loss import MatchingLoss, TurnedDescriptors
+from cv_patchpose.training.matching_loss import MatchingLoss, TurnedDescriptors, _matches
 from cv_patchpose.training.objective import Logits, PoseLoss
 from cv_patchpose.training.options import SynthesisConfig, TrainConfig
 from cv_patchpose.training.photographs import Photograph
@@ -120,6 +121,30 @@ def test_a_keypoint_that_looks_like_another_does_not_match():
     assert alike > distinct + 0.4
 
 
+def at_degrees(*angles_deg):
+    """(N, 1, 2) unit vectors, as descriptors of N keypoints at one angle."""
+    turn = torch.deg2rad(torch.tensor(angles_deg))
+    return torch.stack((turn.cos(), turn.sin()), -1)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("first_deg", "second_deg", "matches"),
+    [
+        ((0.0, 90.0), (20.0, -90.0), True),
+        ((0.0, 90.0), (20.0, -10.0), False),  # the other in image 2 is nearer to it
+        ((0.0, 30.0), (20.0, -90.0), False),  # it is nearer to the other in image 1
+        ((0.0, -10.0), (20.0, 180.0), True),  # neighbours of one image do not count
+        ((0.0, 180.0), (20.0, 30.0), True),
+    ],
+)
+def test_a_match_is_nearest_both_ways(first_deg, second_deg, matches):
+    """Of the first of two keypoints, whose descriptors lie 20 degrees apart."""
+    first, second = at_degrees(*first_deg), at_degrees(*second_deg)
+    found = float(_matches(first, second, first[:, 0], second[:, 0])[0, 0, 0])
+    assert (found > 0.6) == matches
+    assert not 0.4 < found < 0.6
+
+
 def test_histograms_learn_the_rotation_between_views():
     """From noise, with nothing told but what is seen: most reach the angle between the views."""
     torch.manual_seed(0)
@@ -185,8 +210,13 @@ def test_supports_have_the_sizes_that_the_model_finds(toy_model):
     assert found.shape == (1, 4, GRID.size, GRID.size)
     assert found.dtype == np.float32
     radii = [radius_of(support) for support in found[0]]
-    assert 1.5 < radii[0] < GRID.size / 2 - 1
     np.testing.assert_allclose(radii, radii[0], rtol=0.06)
+    # And the size is that of the assigner.
+    assigner = PatchPoseAssigner(toy_model, scale_prior_octaves=None, magnification=12.0)
+    size_px = 160.0 / 21
+    pose = assigner.estimate(disc(20), [cv2.KeyPoint(200, 200, size_px)])
+    sample_px = WINDOW_SIZES * size_px * pose.scale[0] / GRID.size
+    np.testing.assert_allclose(radii[1], 20 / sample_px, rtol=0.06)
 
 
 def test_supports_follow_what_is_known_of_the_scale(toy_model):
