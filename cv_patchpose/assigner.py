@@ -32,6 +32,8 @@ from cv_patchpose.support import Support, choose_support
 
 _BLANK_SPREAD = 1e-4  # far below one step of 8 bits, also in patches of unit variance
 _WIDER = 2.0  # a window that shows nothing may end before what is around
+# Narrow peaks, one beside the other, are the doubts of a network about one direction.
+_SMOOTHING_DEG = 15.0
 _CHUNK = 1024  # keypoints whose patches and histograms are in memory at once, or a GPU's batch
 
 
@@ -367,6 +369,7 @@ class PatchPoseAssigner:
             min_ratio=metadata.second_mode_ratio,
             scale_prior_sigma=prior_sigma,
             scale_offset_octaves=offset_octaves,
+            smoothing_deg=_SMOOTHING_DEG,
         )
         return poses, is_flat(histograms.scale)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SMALLEST_PROBABILITY = 1e-12
+_LEAST_READ = 1e-6  # what is less probable says no more against its neighbours than this
 _FLATNESS = 1e-4  # a histogram whose spread is below this share of its mean says nothing
 _POSTERIOR_STEPS_PER_BIN = 8
 # A larger product BLAS would share among threads, which go on spinning beside those of the sampler
@@ -103,6 +104,7 @@ def find_modes(
     min_ratio: float = 0.0,
     scale_prior_sigma: NDArray[np.floating[Any]] | float = np.inf,
     scale_offset_octaves: float = 0.0,
+    smoothing_deg: float = 0.0,
 ) -> PatchPoses:
     """Read the most probable poses from histograms.
 
@@ -127,18 +129,26 @@ def find_modes(
         scale_prior_sigma: (N,) or one number, octaves; standard deviation of a Gaussian prior
             on log2(scale), centred at 0. inf: no prior.
         scale_offset_octaves: Added to every measured log2(scale).
+        smoothing_deg: Standard deviation, degrees, of a Gaussian that the logarithms of the
+            orientation histogram are smoothed with before; 0: not at all.
 
     Returns:
         At least one and at most top_k poses per keypoint.
 
     Raises:
-        ValueError: Histograms that do not fit the bins, a non-positive top_k, a negative sigma.
+        ValueError: Histograms that do not fit the bins, a non-positive top_k, a negative sigma or
+            smoothing.
     """
     _check_shapes(histograms, bins)
+    if not smoothing_deg >= 0:
+        raise ValueError(f"smoothing_deg: expected degrees of at least 0, got {smoothing_deg!r}")
     if top_k < 1:
         raise ValueError(f"top_k: expected an integer of at least 1, got {top_k!r}")
     sigma = _prior_sigmas(scale_prior_sigma, len(histograms.scale))
-    angle_deg, angle_mass = _orientation_modes(histograms.orientation, bins, max_angles or top_k)
+    orientation = histograms.orientation
+    if smoothing_deg:
+        orientation = _smooth(orientation, smoothing_deg * bins.orientation / 360.0)
+    angle_deg, angle_mass = _orientation_modes(orientation, bins, max_angles or top_k)
     octaves, scale_mass = np.zeros((2, len(sigma), min(max_scales or top_k, bins.scale)))
     held = np.isfinite(sigma)
     if held.any():
@@ -198,6 +208,28 @@ def is_flat(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
     flat = np.asarray(np.abs(probability[:, 0] - probability[:, -1]) <= least)
     flat[flat] = np.ptp(probability[flat], axis=1) <= least  # of few: whole rows take time
     return flat
+
+
+def _smooth(probability: NDArray[np.float32], sigma_bins: float) -> NDArray[np.float32]:
+    """Average the logarithms of (N, B) circular histograms over neighbouring bins."""
+    logs = np.log(np.maximum(probability, _LEAST_READ))
+    weights = _circular_gaussian(probability.shape[1], sigma_bins)
+    smooth = np.empty_like(logs)
+    for first in range(0, len(logs), _BLAS_ROWS):
+        rows = slice(first, first + _BLAS_ROWS)
+        np.matmul(logs[rows], weights, out=smooth[rows])
+    np.exp(smooth, out=smooth)
+    smooth /= smooth.sum(1, keepdims=True)
+    return smooth
+
+
+@lru_cache(maxsize=16)
+def _circular_gaussian(bins: int, sigma_bins: float) -> NDArray[np.float32]:
+    """(B, B) weights; rows sum to 1."""
+    index = np.arange(bins)
+    apart = np.abs(index[:, None] - index)
+    weights = np.exp(-0.5 * (np.minimum(apart, bins - apart) / sigma_bins) ** 2)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
 
 
 def _orientation_modes(

@@ -269,3 +269,55 @@ print(np.median(shares))
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.1
+
+
+def orientation_only(orientation):
+    return PoseHistograms(scale=scale_bump(np.zeros(len(orientation))), orientation=orientation)
+
+
+def test_smoothing_reads_one_direction_where_a_network_doubts_between_neighbours():
+    """Two narrow peaks 30 degrees apart stand for one direction, beside a sharper one elsewhere."""
+    doubtful = 0.42 * orientation_bump(90.0, 5.0) + 0.38 * orientation_bump(120.0, 5.0)
+    doubtful += 0.2 * orientation_bump(300.0, 3.0)
+    as_it_is, smooth = (
+        find_modes(orientation_only(doubtful), BINS, smoothing_deg=deg).angle_deg[0]
+        for deg in (0.0, 15.0)
+    )
+    assert turn_between(as_it_is, 90.0) < 5
+    assert turn_between(smooth, 105.0) < 6
+    one = find_modes(orientation_only(doubtful), BINS, top_k=2, smoothing_deg=15.0)
+    assert turn_between(one.angle_deg[1], 300.0) < 10
+
+
+@given(st.floats(0, 360, exclude_max=True), st.floats(2, 30))
+def test_smoothing_moves_no_peak_that_is_alone(angle_deg, smoothing_deg):
+    orientation = orientation_bump(angle_deg)
+    angles = find_modes(orientation_only(orientation), BINS, smoothing_deg=smoothing_deg).angle_deg
+    assert turn_between(angles[0], angle_deg) < 0.6
+
+
+def test_smoothing_turns_with_the_histogram_and_needs_no_batch():
+    given_rows = random_histograms(300).orientation
+    found = find_modes(orientation_only(given_rows), BINS, smoothing_deg=15.0)
+    turned = find_modes(orientation_only(np.roll(given_rows, 9, 1)), BINS, smoothing_deg=15.0)
+    assert turn_between(turned.angle_deg, found.angle_deg + 90).max() < 1e-2
+    alone = [
+        find_modes(orientation_only(row[None]), BINS, smoothing_deg=15.0).angle_deg[0]
+        for row in given_rows[:20]
+    ]
+    np.testing.assert_allclose(alone, found.angle_deg[:20], atol=1e-3)
+
+
+def test_smoothing_leaves_the_scale_and_what_says_nothing():
+    rows = random_histograms(50)
+    plain, smooth = (find_modes(rows, BINS, smoothing_deg=deg) for deg in (0.0, 15.0))
+    np.testing.assert_array_equal(plain.scale, smooth.scale)
+    assert turn_between(plain.angle_deg, smooth.angle_deg).max() > 10
+    flat = orientation_only(np.full((2, 36), 1 / 36, np.float32))
+    assert find_modes(flat, BINS, smoothing_deg=15.0).angle_deg.tolist() == [-1.0, -1.0]
+    certain = np.eye(36, dtype=np.float32)[[7]]
+    sure = find_modes(orientation_only(certain), BINS, smoothing_deg=15.0)
+    assert turn_between(sure.angle_deg[0], 70.0) < 1e-3
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="smoothing_deg: expected degrees of at least 0"):
+            find_modes(rows, BINS, smoothing_deg=wrong)
