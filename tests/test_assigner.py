@@ -13,6 +13,7 @@ from skimage import data
 from cv_patchpose import ModelError, PatchPoseAssigner, PatchPoses, PoseHistograms
 from cv_patchpose.descriptors import DESCRIPTORS
 from cv_patchpose.detectors import create_detector
+from cv_patchpose.histograms import find_modes
 
 SIDE = 241
 CENTER = (SIDE - 1) / 2
@@ -69,6 +70,19 @@ class TestPose:
             angles.append(assigner.assign(turned, [point()])[0].angle)
         expected = (angles[0] + 90 * np.arange(4)) % 360
         np.testing.assert_allclose(angles, expected, atol=0.01)
+
+    def test_angles_are_read_from_smoothed_histograms(self, photograph):
+        assigner = PatchPoseAssigner(passes=1)
+        keypoints = cv2.SIFT.create(300).detect(photograph)
+        found = assigner.estimate(photograph, keypoints).angle_deg
+        histograms = assigner.histograms(photograph, keypoints)
+        bins = assigner.estimator.metadata.bins
+        smooth, peaks = (
+            find_modes(histograms, bins, smoothing_deg=deg).angle_deg for deg in (15.0, 0.0)
+        )
+        np.testing.assert_allclose(found, smooth, atol=1e-6)
+        apart = np.abs((found - peaks + 180) % 360 - 180)
+        assert 0.5 < np.median(apart) < 10  # most move by little
 
     @pytest.mark.parametrize("octaves", [-1.5, -1, -0.5, 0, 1 / 3, 1])
     def test_zooming_multiplies_the_scale(self, assigner, octaves):
