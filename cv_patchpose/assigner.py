@@ -212,9 +212,9 @@ class PatchPoseAssigner:
         descriptor: Any = None,
         detector: Any = None,
     ) -> PoseHistograms:
-        """Estimate the pose histograms of N keypoints, before any prior or calibration.
+        """Estimate the pose histograms of N keypoints as the model gives them.
 
-        They are those of the first pass, see `passes`.
+        Without prior, calibration and smoothing; those of the first pass, see `passes`.
 
         Args:
             image: As for `assign`.

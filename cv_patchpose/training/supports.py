@@ -55,7 +55,7 @@ class Supports:
             xy_px = placed.xy_px[:, view]
             size_px = placed.window_px[:, view] / self._magnification
             size_px = size_px * self._scale(pyramid, xy_px, size_px, placed.scale_sigma)
-            patches.append(self._sample(pyramid, xy_px, 2 * REACH_BINS * BIN_SIZES * size_px, GRID))
+            patches.append(_sample(pyramid, xy_px, 2 * REACH_BINS * BIN_SIZES * size_px, GRID))
         return np.stack(patches, 1)[:, :, 0].astype(np.float32)
 
     def _scale(
@@ -68,7 +68,7 @@ class Supports:
         """Find the factors on the sizes of B keypoints."""
         metadata = self._estimator.metadata
         window_px = metadata.magnification * size_px
-        patches = self._sample(pyramid, xy_px, window_px, metadata.grid)
+        patches = _sample(pyramid, xy_px, window_px, metadata.grid, metadata.standardize)
         offset = metadata.scale_offset_octaves
         histograms = self._estimator.histograms(
             patches, log_scale_prior(sigma, metadata.bins, offset)
@@ -78,15 +78,15 @@ class Supports:
         )
         return poses.scale
 
-    def _sample(
-        self,
-        pyramid: ImagePyramid,
-        xy_px: NDArray[np.float64],
-        window_px: NDArray[np.float64],
-        grid: PolarGrid | SquareGrid,
-    ) -> NDArray[np.float32]:
-        upright = np.zeros(len(xy_px))
-        standardize = grid is not GRID and self._estimator.metadata.standardize
-        return sample_patches(
-            pyramid, xy_px, window_px, upright, grid, standardize=standardize, num_threads=1
-        )
+
+def _sample(
+    pyramid: ImagePyramid,
+    xy_px: NDArray[np.float64],
+    window_px: NDArray[np.float64],
+    grid: PolarGrid | SquareGrid,
+    standardize: bool = False,
+) -> NDArray[np.float32]:
+    upright = np.zeros(len(xy_px))
+    return sample_patches(
+        pyramid, xy_px, window_px, upright, grid, standardize=standardize, num_threads=1
+    )
