@@ -192,11 +192,7 @@ def test_a_run_that_cannot_be_written_is_refused(texture_folder, run, tmp_path, 
         ("--minutes", "nan", "error: --minutes: expected a finite number > 0, got nan"),
         ("--keypoints", 0, "error: --keypoints: expected None or an integer >= 1, got 0"),
         ("--streams", 0, "error: --streams: expected an integer >= 1, got 0"),
-        (
-            "--loss",
-            "hinge",
-            "error: --loss: expected overlap or alignment or matching, got 'hinge'",
-        ),
+        ("--loss", "hinge", "error: --loss: expected overlap or alignment, got 'hinge'"),
         ("--scale-bins", 8, "error: --scale-bins: expected a whole number of rows per octave"),
         ("--magnification", -1, "error: --magnification: expected a finite number > 0, got -1"),
         ("--orientation-bins", 7, "error: --orientation-bins: expected at least 9, got 7"),
@@ -247,5 +243,5 @@ def test_help_shows_the_defaults(capsys):
     text = capsys.readouterr().out
     assert "keypoints per step (64)" in text
     text = " ".join(text.split())
-    assert "would match (overlap; paper: alignment)" in text
+    assert "overlap or alignment (overlap; paper: alignment)" in text
     assert "the larger, the less outliers count (0.001; rings: 0.01; polar: 0.05;" in text

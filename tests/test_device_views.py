@@ -246,7 +246,6 @@ def test_a_made_batch_tells_the_truth(photographs):
         "taught_scale",
         "taught_orientation",
         "gradients",  # not by default
-        "supports",  # of --loss matching, on the processor only
     }
     assert batch["patches"].shape == (36, 4, 1, 24, 48)
     np.testing.assert_allclose(batch["patches"], batch["exact_patches"], atol=1e-5)

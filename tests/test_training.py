@@ -108,7 +108,7 @@ def test_accuracy_and_loss_of_known_answers():
     off = logits_at([[4.0, 7.75], [5.0, 8.75]], [[10.0, 13.7], [34.0, 1.7]])
     accuracy = pose_accuracy(off, known_batch(), bins)
     assert list(accuracy.values()) == [0.0, 100.0, 0.0, 100.0]
-    for name in ("overlap", "alignment"):  # "matching" looks at descriptors
+    for name in LOSSES:
         config = TrainConfig(loss=name, sigma_deg=3.0, sigma_octaves=0.08, floor=1e-8)
         loss = PoseLoss(bins, config)
         for good, bad in zip(loss(right, known_batch()), loss(off, known_batch()), strict=True):
@@ -386,7 +386,7 @@ def test_the_options_come_back_from_the_checkpoint(run):
         ("channels", (16, 0), "integers >= 1"),
         ("bfloat16", "yes", "None, True or False"),
         ("teacher_agreement", -1.0, "a finite number >= 0"),
-        ("loss", "hinge", "overlap or alignment or matching, got 'hinge'"),
+        ("loss", "hinge", "overlap or alignment, got 'hinge'"),
     ],
 )
 def test_training_options_are_checked(field, value, expected):

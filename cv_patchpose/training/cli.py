@@ -34,12 +34,7 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
     "--threads": ("threads", int, "of PyTorch; 0: its own choice"),
     "--streams": ("streams", int, "threads that make batches"),
     "--workers": ("workers", int, "processes that make batches instead; 0: none"),
-    "--loss": (
-        "loss",
-        str,
-        "overlap, alignment, or matching: whether descriptors of the angles read would match",
-    ),
-    "--sizes": ("sizes", str, "with --loss matching, model that finds the descriptors' sizes"),
+    "--loss": ("loss", str, "overlap or alignment"),
     "--floor": (
         "floor",
         float,
@@ -66,7 +61,6 @@ _METAVARS = {
     "validate_every_minutes": "MINUTES",
     "init": "RUN",
     "teacher": "MODEL",
-    "sizes": "MODEL",
 }
 _METAVARS_BY_TYPE = {int: "N", float: "F", str: "NAME"}
 _BFLOAT16 = {"auto": None, "yes": True, "no": False}

@@ -15,7 +15,6 @@ from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.options import SynthesisConfig
 from cv_patchpose.training.photographs import Photograph, Photographs
 from cv_patchpose.training.placement import place_keypoints
-from cv_patchpose.training.supports import Supports
 from cv_patchpose.training.synthesis import Image, random_view
 
 
@@ -36,7 +35,6 @@ class Batch:
         log2_exact_window: (B, V) log2 of the windows of those: of keypoints whose scale is known
             beforehand, windows that show the same in all views; of the others those of `patches`.
         gradients: (B, 2, 2), see `Placement`; None where the rotation is that of the points.
-        supports: (B, V, P, P) float32, what descriptors see of the views; None unless asked for.
     """
 
     patches: NDArray[np.float32]
@@ -48,7 +46,6 @@ class Batch:
     exact_patches: NDArray[np.float32] | None = None
     log2_exact_window: NDArray[np.float64] | None = None
     gradients: NDArray[np.float64] | None = None
-    supports: NDArray[np.float32] | None = None
 
 
 def sample_views(
@@ -58,7 +55,6 @@ def sample_views(
     rng: np.random.Generator,
     teacher: Teacher | None = None,
     exact: bool = False,
-    supports: Supports | None = None,
 ) -> Batch | None:
     """Cut the patches of some keypoints out of several random views of one photograph.
 
@@ -69,7 +65,6 @@ def sample_views(
         rng: random generator.
         teacher: tells its histograms of the same places.
         exact: give the patches of the true places in unspoilt views too.
-        supports: cuts what descriptors see.
 
     Returns:
         A batch of at most `config.keypoints_per_view` keypoints, or None when no candidate is
@@ -101,7 +96,6 @@ def sample_views(
         taught_scale=told.scale if told else None,
         taught_orientation=told.orientation if told else None,
         gradients=placed.gradients,
-        supports=supports.cut(pyramids, placed) if supports else None,
         **truth,
     )
 
@@ -139,7 +133,6 @@ class PairStream:
         reuse: how often a keypoint is drawn on average.
         teacher: tells its histograms of the same places.
         exact: see `sample_views`.
-        supports: cuts what descriptors see.
     """
 
     def __init__(
@@ -154,7 +147,6 @@ class PairStream:
         reuse: int = 1,
         teacher: Teacher | None = None,
         exact: bool = False,
-        supports: Supports | None = None,
     ) -> None:
         self.photographs = photographs
         self.grid = grid
@@ -164,7 +156,6 @@ class PairStream:
         self.reuse = reuse
         self.teacher = teacher
         self.exact = exact
-        self.supports = supports
         self.rng = np.random.default_rng(seed)
 
     def _groups(self) -> Iterator[Batch]:
@@ -174,9 +165,8 @@ class PairStream:
             for index in self.rng.permutation(len(self.photographs)):
                 photograph = self.photographs[int(index)]
                 group = sample_views(
-                    photograph, self.grid, self.config, self.rng,
-                    self.teacher, self.exact, self.supports,
-                )  # fmt: skip
+                    photograph, self.grid, self.config, self.rng, self.teacher, self.exact
+                )
                 if group is not None:
                     found = True
                     yield group

@@ -16,7 +16,6 @@ from cv_patchpose.histograms import PoseBins, PoseHistograms, find_modes, log_sc
 from cv_patchpose.homography import nearest_similarity
 from cv_patchpose.training.dataset import Batch
 from cv_patchpose.training.losses import AlignmentLoss, FineOverlapLoss
-from cv_patchpose.training.matching_loss import MatchingLoss
 from cv_patchpose.training.options import TrainConfig
 
 FINE_SAMPLES_PER_BIN = 4
@@ -64,7 +63,6 @@ class PoseLoss(nn.Module):
         super().__init__()
         self.bins_per_degree = bins.orientation / 360
         self.bins_per_octave = bins.scale_per_octave
-        self.matching = MatchingLoss(bins.orientation) if config.loss == "matching" else None
         if config.loss == "alignment":
             self.orientation: nn.Module = AlignmentLoss(circular=True)
             self.scale: nn.Module = AlignmentLoss(circular=False)
@@ -96,18 +94,12 @@ class PoseLoss(nn.Module):
         """
         pairs, rotation_deg, octaves = pair_changes(batch)
         device = next(values.device for values in logits if values is not None)
-        compared = logits if self.matching is None else logits._replace(orientation=None)
-        scale, orientation = self.compare(
-            compared,
+        return self.compare(
+            logits,
             torch.from_numpy(pairs).to(device),
             torch.from_numpy(rotation_deg).float().to(device),
             torch.from_numpy(octaves).float().to(device),
         )
-        if self.matching is not None and logits.orientation is not None:
-            assert batch.supports is not None  # the source cuts them for this loss
-            supports = torch.from_numpy(batch.supports).to(device)
-            orientation = self.matching(logits.orientation, supports)
-        return scale, orientation
 
     def compare(
         self, logits: Logits, pairs: Tensor, rotation_deg: Tensor, octaves: Tensor

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
-LOSSES = ("overlap", "alignment", "matching")
+LOSSES = ("overlap", "alignment")
 NETWORKS = ("polar", "rings", "resnet18")
 TARGETS = ("orientation", "scale")
 ROTATIONS = ("points", "gradients")
@@ -153,11 +153,7 @@ class TrainConfig:
         weight_decay: of the optimizer.
         largest_gradient: norm to which gradients are clipped; None: not clipped.
         ema: decay of the averaged weights, which are the ones kept; 0: the last ones.
-        loss: "overlap" (ours) or "alignment" (that of the paper), see `losses`; or "matching",
-            whether descriptors would match, of the orientation, see `matching_loss`, beside
-            "overlap" of the scale.
-        sizes: with "matching", the model that finds the sizes of the descriptors, by name or ONNX
-            file.
+        loss: "overlap" (ours) or "alignment" (that of the paper), see `losses`.
         sigma_deg: tolerance of the orientation's overlap loss, degrees.
         sigma_octaves: tolerance of the scale's overlap loss, octaves.
         floor: of the overlap losses, see `losses.overlap_loss`.
@@ -214,7 +210,6 @@ class TrainConfig:
     largest_gradient: float | None = 5.0
     ema: float = 0.999
     loss: str = "overlap"
-    sizes: str = "polar"
     sigma_deg: float = 7.0
     sigma_octaves: float = 0.18
     floor: float = 0.05
@@ -252,8 +247,6 @@ class TrainConfig:
             raise ValueError(f"targets: expected both for {self.network}, got {self.targets!r}")
         if self.network == "rings" and (self.separable or self.aligned):
             raise ValueError("separable, aligned: expected False for rings, got True")
-        if self.loss == "matching" and self.network == "resnet18":
-            raise ValueError("loss: expected overlap or alignment for resnet18, got 'matching'")
         if self.teacher and self.network == "resnet18":
             raise ValueError(f"teacher: expected none for resnet18, got {self.teacher!r}")
 

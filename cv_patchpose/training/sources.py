@@ -34,7 +34,6 @@ from cv_patchpose.training.networks import NetworkConfig
 from cv_patchpose.training.objective import pose_accuracy, run_network
 from cv_patchpose.training.options import TARGETS, TrainConfig
 from cv_patchpose.training.photographs import read_photographs
-from cv_patchpose.training.supports import Supports
 
 VALIDATION_BATCH = 64
 VALIDATION_SEED = 12345
@@ -113,9 +112,6 @@ class ViewSource:
             self.teacher = Teacher(
                 config.teacher, shape.bins, config.teacher_octaves, config.teacher_agreement
             )
-        self.supports = None
-        if config.loss == "matching":
-            self.supports = Supports(config.sizes, config.synthesis.magnification)
         photographs = read_photographs(images, color=isinstance(shape.grid, SquareGrid))
         self.training, self.held = photographs.split(config.validation_share)
         self.held_out = [str(path) for path in self.held.paths]
@@ -136,7 +132,6 @@ class ViewSource:
             seed=seed,
             reuse=config.reuse,
             teacher=self.teacher,
-            supports=self.supports,
         )
 
     def validation(self) -> dict[str, list[Batch]]:
