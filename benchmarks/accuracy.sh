@@ -21,7 +21,7 @@ measure matching-turned homography-matching "$pairs" --methods $rows --rotate 60
 fine=(--methods detector,detector-all,upright,polar,polar:2 --descriptor sift-fine)
 measure matching-fine homography-matching "$pairs" "${fine[@]}"
 measure matching-fine-turned homography-matching "$pairs" "${fine[@]}" --rotate 60
-corners=(--methods upright,polar@angle,polar@1passes,polar,polar:2,polar-large --detector harris --min-zoom-change 1.3333)
+corners=(--methods upright,polar@angle,polar@1passes,polar,polar:2,polar-large,polar-large@4passes --detector harris --min-zoom-change 1.3333)
 measure corners homography-matching "$pairs" "${corners[@]}"
 measure corners-turned homography-matching "$pairs" "${corners[@]}" --rotate 60
 measure pose-fixed homography-pose "$pairs" --methods identity,detector,orinet,polar,polar@2passes,polar-large

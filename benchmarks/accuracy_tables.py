@@ -32,6 +32,7 @@ CORNERS = {
     "polar": "ours (`polar`)",
     "polar:2": "ours, `top_k=2`",
     "polar-large": "ours (`polar-large`)",
+    "polar-large@4passes": "ours (`polar-large`), `passes=4`",
 }
 KINDS = {
     "others": "neither tilted nor zoomed much",
@@ -129,6 +130,7 @@ TABLES: dict[str, tuple[dict[str, str], list[Column]]] = {
             _count("pairs", "limits", "pairs"),
             *_pose("limits", (5, 10)),
             *_pose("limits", (5, 10), "warped: ", "warped_"),
+            *_pose("limits", (5, 10), "laid over each other: ", "aligned_"),
         ],
     ),
 }

@@ -1,4 +1,4 @@
-"""Train ring networks of many widths on the same views, taught by the widest of them.
+"""Train ring networks of many widths on the same views, taught by the largest network among them.
 
 The teacher learns from the pairs of views alone. The others also imitate what its averaged weights
 find in the views before these were spoilt. Views are made on the device that trains; keypoints
@@ -8,7 +8,8 @@ Give each member of RUN to `cv-patchpose export`, or to `train --init`; a run ca
 
 Which direction of a patch counts as 0 the teacher finds for itself, and not every answer serves
 matching as well (docs/performance.md): `--init rings-384=CHECKPOINT` begins with that of another
-network of rings, which may be narrower.
+network of rings, which may be narrower, and `--elder CHECKPOINT` lets all, the teacher too, imitate
+another network of rings at first.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import queue
 import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -72,6 +75,7 @@ FOUND_POOL = 16384
 FOUND_REUSE = 4  # how often each of them is drawn, at most
 FOUND_SHARE = 0.25  # of a batch
 PATIENCE_S = 2.0
+GUIDED = 0.4  # share of the training in which the elder is imitated, less and less
 SYNTHESIS = SynthesisConfig(
     magnification=21.0, tracked=0.2, blur_px=4.0, tilt_log_sigma=0.42, zoom_octaves=(-1.6, 1.2)
 )
@@ -94,9 +98,18 @@ def ring(width: int, hidden: int = 64) -> TrainConfig:
     return dataclasses.replace(BASE, stem_channels=width, channels=(width,) * 3, hidden=hidden)
 
 
-TEACHER = "rings-384"
+TEACHERS = ("rings-384", "wide")
 FAMILY = {
-    TEACHER: ring(384, 256),
+    "wide": dataclasses.replace(
+        BASE,
+        network="polar",
+        aligned=True,
+        stride=1,
+        stem_channels=64,
+        channels=(64,) * 4,
+        hidden=256,
+    ),
+    "rings-384": ring(384, 256),
     "rings-32": ring(32),
     "rings-48": ring(48),
     "rings-64": ring(64),
@@ -120,6 +133,7 @@ class Member:
         self.shape = network_config(self.config)
         torch.manual_seed(self.config.seed)
         network = _begun_with(init, self.shape) if init else build_network(self.shape)
+        network.register_forward_pre_hook(functools.partial(_cut_patches, self.shape))
         self.network = network.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
         self.loss = PoseLoss(self.shape.bins, self.config).to(device)
@@ -143,20 +157,17 @@ class Member:
         if self.rate.device.type == "cpu":
             self.optimizer.param_groups[0]["lr"] = rate
 
-    def _apply(self, network: nn.Module, patches: Tensor) -> Logits:
-        """Give the logits (B, V, ...) of (B, V, 1, H, W) patches."""
-        # What a recording would remember of the cast weights must not outlive a step.
-        with torch.autocast("cuda", torch.bfloat16, patches.is_cuda, cache_enabled=False):
-            found = network(patches.flatten(0, 1).float(), None)
-        return Logits(*(values.float().unflatten(0, patches.shape[:2]) for values in found))
+    def step(self, batch: DeviceBatch, taught: Logits | None, weight: Tensor | float) -> Tensor:
+        """Learn from one batch, imitating what is taught by a weight beside that of the options.
 
-    def step(self, batch: DeviceBatch, taught: Logits | None) -> Tensor:
-        """Learn from one batch; returns the losses of scale and orientation."""
-        found = self._apply(self.network, batch["patches"])
+        Returns:
+            The losses of scale and orientation.
+        """
+        found = _apply(self.network, batch["patches"])
         losses = self.loss.compare(found, batch["pairs"], batch["rotation"], batch["octaves"])
         loss = losses[1] + self.config.scale_weight * losses[0]
         if taught is not None:
-            loss = loss + self.config.teacher_weight * imitation_loss(found, taught)
+            loss = loss + weight * self.config.teacher_weight * imitation_loss(found, taught)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = self.config.largest_gradient
@@ -167,27 +178,50 @@ class Member:
         return torch.stack(losses).detach()
 
     @torch.no_grad()
-    def teach(self, batch: DeviceBatch, agree: Agreement) -> Logits:
-        """Tell the histograms that the averaged weights find in views that were not spoilt.
-
-        Of keypoints whose scale is known beforehand, and whose windows so show the same, it is what
-        they find in all views together.
-        """
-        found = self._apply(self.average, batch["exact_patches"])
-        alone = Logits(*(values.softmax(-1) for values in found))
-        agreed = agree(*alone, batch["turns"], batch["moves"])
-        known = batch["known"][:, None, None]
-        return Logits(*(torch.where(known, a, b) for a, b in zip(agreed, alone, strict=True)))
-
-    @torch.no_grad()
     def restart_average(self) -> None:
         """Let the average begin anew from the weights of now."""
         torch._foreach_copy_(self._average, self._now)
 
 
+def _cut_patches(
+    shape: NetworkConfig, _: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """Leave out the innermost rings and the columns of the halo that a network does not read."""
+    patches, log_prior = (*arguments, None)[:2]
+    rows, columns = shape.grid.rows, shape.grid.columns + 2 * shape.grid.halo
+    beside = (patches.shape[3] - columns) // 2
+    if log_prior is None:
+        log_prior = patches.new_zeros(len(patches), shape.bins.scale)
+    return patches[:, :, patches.shape[2] - rows :, beside : beside + columns], log_prior
+
+
+def _apply(network: nn.Module, patches: Tensor) -> Logits:
+    """Give the logits (B, V, ...) of (B, V, 1, H, W) patches."""
+    # What a recording would remember of the cast weights must not outlive a step.
+    with torch.autocast("cuda", torch.bfloat16, patches.is_cuda, cache_enabled=False):
+        found = network(patches.flatten(0, 1).float(), None)
+    return Logits(*(values.float().unflatten(0, patches.shape[:2]) for values in found))
+
+
+@torch.no_grad()
+def teach(network: nn.Module, batch: DeviceBatch, agree: Agreement) -> Logits:
+    """Tell the histograms that a network finds in views that were not spoilt.
+
+    Of keypoints whose scale is known beforehand, and whose windows so show the same, it is what
+    it finds in all views together.
+    """
+    found = _apply(network, batch["exact_patches"])
+    alone = Logits(*(values.softmax(-1) for values in found))
+    agreed = agree(*alone, batch["turns"], batch["moves"])
+    known = batch["known"][:, None, None]
+    return Logits(*(torch.where(known, a, b) for a, b in zip(agreed, alone, strict=True)))
+
+
 def _begun_with(checkpoint: str, shape: NetworkConfig) -> nn.Module:
     with naming({"checkpoint": "init"}):
         state = load_checkpoint(checkpoint)
+    if shape_of(state) == shape:
+        return network_of(state)
     if not can_widen(shape_of(state), shape):
         differences = describe_differences(shape_of(state), shape)
         raise ValueError(f"init: {checkpoint} is of another network: {differences}")
@@ -200,9 +234,11 @@ class Family:
     Args:
         names: of the members; the teacher is always one.
         device: to train on.
+        teacher: its name.
         streams: of the GPU, over which the members are spread; 0: one after the other.
         record: record the step on the GPU once and replay it.
         init: checkpoints by the names of the members that begin with their weights.
+        elder: checkpoint of a network of rings that all imitate, as far as `guidance` says.
     """
 
     def __init__(
@@ -210,16 +246,17 @@ class Family:
         names: list[str],
         device: torch.device,
         *,
+        teacher: str = TEACHERS[0],
         streams: int = 0,
         record: bool = True,
         init: dict[str, str] | None = None,
+        elder: str | None = None,
     ) -> None:
         self.device = device
-        self.members = [
-            Member(name, device, (init or {}).get(name))
-            for name in FAMILY
-            if name in {TEACHER, *names}
-        ]
+        pupils = [name for name in FAMILY if name in names and name != teacher]
+        self.members = [Member(name, device, (init or {}).get(name)) for name in (teacher, *pupils)]
+        self.elder = network_of(load_checkpoint(elder)).to(device).eval() if elder else None
+        self.guidance = torch.tensor(0.0, device=device)  # a tensor, as the rates are
         self.agree = Agreement(self.members[0].shape.bins, BASE.teacher_agreement).to(device)
         self.losses = torch.zeros(len(self.members), 2, device=device)
         self.gpu = device.type == "cuda"
@@ -257,18 +294,22 @@ class Family:
                 member.restart_average()
 
     def _step(self) -> None:
-        taught = self.members[0].teach(self.inputs, self.agree)
+        taught, old = teach(self.members[0].average, self.inputs, self.agree), None
+        if self.elder:
+            old = teach(self.elder, self.inputs, self.agree)
+            mixed = (torch.lerp(*both, self.guidance) for both in zip(taught, old, strict=True))
+            taught = Logits(*mixed)
         main = torch.cuda.current_stream() if self.gpu else None
         for number, member in enumerate(self.members):
-            told = taught if number else None
+            lesson = (taught, 1.0) if number else (old, self.guidance)
             side = self.sides[number % len(self.sides)] if self.sides else None
             if side is None:
-                self.losses[number].copy_(member.step(self.inputs, told))
+                self.losses[number].copy_(member.step(self.inputs, *lesson))
                 continue
             if number < len(self.sides):
                 side.wait_stream(main)
             with torch.cuda.stream(side):
-                self.losses[number].copy_(member.step(self.inputs, told))
+                self.losses[number].copy_(member.step(self.inputs, *lesson))
         for side in self.sides[: len(self.members)]:
             main.wait_stream(side)
 
@@ -409,7 +450,7 @@ class Run:
         rotation: str = SYNTHESIS.rotation,
     ) -> None:
         self.folder, self.family, self.workers = folder, family, workers
-        shape = family.members[0].shape
+        shape = network_config(ring(64))  # all patches are of the rings' grid
         synthesis = dataclasses.replace(SYNTHESIS, rotation=rotation)
         self.source = ViewSource(photographs, dataclasses.replace(BASE, synthesis=synthesis), shape)
         for part in (self.source.training, self.source.held):
@@ -433,6 +474,7 @@ class Run:
                 spent = (time.monotonic() - begin) / 60
                 for member in family.members:
                     member.set_rate(learning_rate(config, min(1.0, spent / minutes)))
+                family.guidance.fill_(max(0.0, 1 - spent / minutes / GUIDED))
                 family.step(prepare(batch))
                 losses.lerp_(family.losses, 0.02)
                 if family.steps % 20 == 0:
@@ -447,7 +489,7 @@ class Run:
 
     def save(self, minutes: float, losses: list[list[float]], config: TrainConfig) -> None:
         """Validate all members, write their logs and checkpoints."""
-        seen = self.family.steps * BASE.batch_size
+        seen, teacher = self.family.steps * BASE.batch_size, self.family.members[0]
         for member, (scale_loss, orientation_loss) in zip(self.family.members, losses, strict=True):
             row: Row = {
                 "minutes": minutes,
@@ -466,7 +508,7 @@ class Run:
                         member.config,
                         budget_minutes=config.budget_minutes,
                         synthesis=self.source.config.synthesis,
-                        teacher=None if member.name == TEACHER else TEACHER,
+                        teacher=None if member is teacher else teacher.name,
                     )
                 ),
                 "network_config": shape_to_entry(member.shape),
@@ -515,7 +557,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--validate-every", type=float, default=1.0, metavar="MINUTES")
-    parser.add_argument("--members", nargs="*", choices=list(FAMILY), default=list(FAMILY))
+    rings = [name for name in FAMILY if name != "wide"]
+    parser.add_argument("--members", nargs="*", choices=list(FAMILY), default=rings)
+    parser.add_argument("--teacher", choices=TEACHERS, default=TEACHERS[0])
+    parser.add_argument(
+        "--elder", metavar="CHECKPOINT", help="network of rings that all imitate at first"
+    )
     parser.add_argument(
         "--workers", type=int, default=4, help="processes that look for keypoints again"
     )
@@ -537,7 +584,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="do not record the step on the GPU")
     options = parser.parse_args()
     init = dict(options.init)
-    members = {TEACHER, *options.members}
+    members = {options.teacher, *options.members}
     if len(init) < len(options.init) or not init.keys() <= members:
         parser.error(f"--init: expected each of {', '.join(sorted(members))} once at most")
     if min(options.workers, options.side_streams) < 0:
@@ -555,9 +602,11 @@ def main() -> None:
     family = Family(
         options.members,
         device,
+        teacher=options.teacher,
         streams=options.side_streams,
         record=not options.eager,
         init=init,
+        elder=options.elder,
     )
     run = Run(options.photographs, options.run, family, options.workers, options.rotation)
     begin = time.monotonic()

@@ -47,7 +47,7 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     base = replace(script.BASE, batch_size=16, validation_keypoints=64, synthesis=script.SYNTHESIS)
     monkeypatch.setattr(script, "BASE", base)
     monkeypatch.setattr(
-        script, "FAMILY", {script.TEACHER: script.ring(24, 16), "rings-16": script.ring(16, 16)}
+        script, "FAMILY", {"rings-384": script.ring(24, 16), "rings-16": script.ring(16, 16)}
     )
     for name, count in (
         ("GROUPS", 2),
@@ -74,13 +74,13 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     after = family.members[1].network.parameters()
     assert all((old != new).any() for old, new in zip(before, after, strict=True))
     small = str(tmp_path / "run/rings-16")
-    wider = script.Member(script.TEACHER, torch.device("cpu"), small)
+    wider = script.Member("rings-384", torch.device("cpu"), small)
     patches = torch.randn(3, 1, 24, 48)
     with torch.no_grad():
         same = zip(family.members[1].average(patches), wider.average(patches), strict=True)
         assert all(torch.allclose(one, other, atol=1e-4) for one, other in same)
     with pytest.raises(ValueError, match="init: .*another network: .*channels"):
-        script.Member("rings-16", torch.device("cpu"), str(tmp_path / "run" / script.TEACHER))
+        script.Member("rings-16", torch.device("cpu"), str(tmp_path / "run/rings-384"))
     batch, told = shown[0]
     assert batch["gradients"].shape == (16, 2, 2)
     of_points = zoom_and_rotation(batch["jacobian"])[1]
@@ -89,6 +89,47 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     assert state["keypoints"] == 16 * family.steps
     assert state["train_config"]["synthesis"]["rotation"] == "gradients"
     assert export_checkpoint(tmp_path / "run/rings-16", tmp_path / "small.onnx").is_file()
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_an_elder_is_imitated_as_far_as_asked(load, monkeypatch, guidance):
+    """By a teacher that reads fewer rings than the others, and through it by them."""
+    torch = pytest.importorskip("torch")
+    script = load("train_family")
+    small = {"stem_channels": 8, "channels": (8,) * 4, "hidden": 16}
+    base = replace(script.BASE, floor=1.0, teacher_weight=10.0)
+    wide = replace(script.FAMILY["wide"], **small, floor=1.0, teacher_weight=10.0)
+    monkeypatch.setattr(script, "BASE", base)
+    monkeypatch.setattr(script, "FAMILY", {"wide": wide, "rings-16": script.ring(16, 16)})
+    torch.manual_seed(0)
+    elder = script.build_network(script.network_config(script.ring(16, 16))).eval()
+    with torch.no_grad():
+        elder.orientation.weight *= 30  # decided
+    monkeypatch.setattr(script, "load_checkpoint", lambda path: {})
+    monkeypatch.setattr(script, "network_of", lambda state: elder)
+    family = script.Family(["rings-16"], torch.device("cpu"), teacher="wide", elder="elder")
+    family.guidance.fill_(guidance)
+    turns = torch.randint(36, (6, 4))
+    columns = (torch.arange(-6, 42) - turns[..., None]) % 36
+    circle = torch.randn(6, 1, 1, 24, 36).expand(6, 4, 1, 24, 36)
+    exact = circle.gather(-1, columns[:, :, None, None].expand(6, 4, 1, 24, 48))
+    pairs = torch.tensor([(a, b) for a in range(4) for b in range(a + 1, 4)])
+    rotation = 10.0 * (turns[:, pairs[:, 1]] - turns[:, pairs[:, 0]])
+    batch = {
+        "patches": exact, "exact_patches": exact, "pairs": pairs, "rotation": rotation,
+        "octaves": torch.zeros(6, 6), "known": torch.ones(6, dtype=torch.bool),
+        "turns": 10.0 * turns, "moves": torch.zeros(6, 4),
+    }  # fmt: skip
+    told = script.teach(elder, batch, family.agree).orientation
+    for member in family.members:
+        member.set_rate(0.02)
+    for _ in range(20):
+        family.step(batch)
+    for member in family.members:
+        with torch.no_grad():
+            found = script._apply(member.network, exact).orientation.softmax(-1)
+        agree = (found.argmax(-1) == told.argmax(-1)).float().mean()
+        assert (agree > 0.8) == bool(guidance), (member.name, agree)
 
 
 def test_the_family_is_fed_keypoints_found_again(load):
@@ -173,6 +214,7 @@ def test_limits_are_told_by_what_is_large_about_a_pair(load, tmp_path, monkeypat
     limits.main()
     rows = json.loads((tmp_path / "limits.json").read_text())["rows"]
     assert [(row["method"], row["pairs"]) for row in rows] == [(g, 1) for g in limits.KINDS]
+    assert all(row["aligned_orientation_within_5_deg"] < 30 for row in rows)
     same = rows[0]
     assert same["warped_orientation_within_5_deg"] > 95
     assert same["orientation_within_5_deg"] < 30
@@ -181,6 +223,26 @@ def test_limits_are_told_by_what_is_large_about_a_pair(load, tmp_path, monkeypat
     inner = slice(20, -20)
     difference = cv2.absdiff(limits.warp(pair)[inner, inner, 0], expected[inner, inner])
     assert difference.mean() < 4
+
+
+@pytest.mark.parametrize(("zoom", "turn_deg"), [(1.0, 0.0), (1.7, 83.0), (0.4, -141.0)])
+def test_windows_laid_over_each_other_tell_zoom_and_rotation(load, zoom, turn_deg):
+    from skimage import data
+
+    from cv_patchpose.patches import build_pyramid, sample_patches
+
+    limits = load("limits")
+    pyramid = build_pyramid(data.camera())
+    xy_px = np.array([[200.0, 180.0], [260.0, 140.0], [230.0, 300.0]])
+
+    def edges(window_px, angle_deg):
+        places = xy_px, np.full(3, window_px), np.full(3, angle_deg), limits.GRID
+        return limits.describe_edges(sample_patches(pyramid, *places, standardize=True)[:, 0])
+
+    # Seen zoomed, the same pixels reach over less of the scene.
+    octaves, found_deg = limits.align(edges(120.0, 0.0), edges(120.0 / zoom, -turn_deg))
+    np.testing.assert_allclose(octaves, np.log2(zoom), atol=0.06)
+    np.testing.assert_allclose((found_deg - turn_deg + 180) % 360, 180, atol=2)
 
 
 def test_the_curve_is_drawn_again_without_measuring(load, tmp_path, monkeypatch):
