@@ -1,4 +1,7 @@
-"""Write the accuracy tables of README.md and of a model card from docs/results, see accuracy.sh."""
+"""Write the accuracy tables of README.md, of a model card and of docs/performance.md.
+
+They are made from docs/results, where accuracy.sh and family.sh put them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from cv_patchpose.files import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "models" / "polar.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "models/polar.md", "docs/performance.md"))
 MARK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 NONE = "-"
 
@@ -47,6 +50,15 @@ MEASURES = {
     "polar": "ours (`polar`)",
     "polar@2passes": "ours, `passes=2`",
     "polar-large": "ours (`polar-large`)",
+}
+# Each after the network that its training went on from.
+FAMILY = {
+    "rings-48.onnx": "rings-48",
+    "polar": "polar",
+    "rings-64.onnx": "rings-64",
+    "rings-64-taught.onnx": "rings-64-taught",
+    "rings-192.onnx": "rings-192",
+    "polar-large": "polar-large",
 }
 
 
@@ -131,6 +143,22 @@ TABLES: dict[str, tuple[dict[str, str], list[Column]]] = {
             *_pose("limits", (5, 10)),
             *_pose("limits", (5, 10), "warped: ", "warped_"),
             *_pose("limits", (5, 10), "laid over each other: ", "aligned_"),
+        ],
+    ),
+    "family": (
+        FAMILY,
+        [
+            *_matching("family-matching", "family-matching-turned", (3,)),
+            _count("Harris corners: correct", "family-corners"),
+            *_pose("family-pose-repeated", (5, 10), "repeated: ")[:2],
+            *_pose("family-pose-fixed", (5, 10), "fixed: "),
+        ],
+    ),
+    "gradients": (
+        {"detector": "SIFT, first orientation", **FAMILY},
+        [
+            *_pose("family-pose-repeated", (5, 10), "points: ")[:2],
+            *_pose("family-pose-gradients", (5, 10), "gradients: ")[:2],
         ],
     ),
 }
