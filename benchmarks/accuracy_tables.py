@@ -142,7 +142,7 @@ TABLES: dict[str, tuple[dict[str, str], list[Column]]] = {
             _count("pairs", "limits", "pairs"),
             *_pose("limits", (5, 10)),
             *_pose("limits", (5, 10), "warped: ", "warped_"),
-            *_pose("limits", (5, 10), "laid over each other: ", "aligned_"),
+            *_pose("limits", (5, 10), "laid over: ", "aligned_"),
         ],
     ),
     "family": (
