@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures networks of benchmarks/family beside the bundled ones into docs/results, in some ten minutes on two cores.
+# Measures networks of benchmarks/family beside the bundled ones into docs/results, in some five minutes on two cores.
 # PAIRS holds scenes in HPatches' layout, PHOTOGRAPHS those trained on, by which the int8 activations are scaled.
 set -euo pipefail
 if (($# != 2)); then

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -190,8 +189,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_warped(pairs, Path(folder))
         warped = measure(Path(folder), kinds, options.jobs)
-    with ProcessPoolExecutor(options.jobs) as pool:
-        aligned = list(zip(pairs, pool.map(measure_aligned, pairs), strict=True))
+    aligned = [(pair, measure_aligned(pair)) for pair in pairs]
     fits = {
         kind: summarize_pose_errors([e for pair, e in aligned if kinds[pair.name] == kind])
         for kind in photographed

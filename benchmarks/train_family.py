@@ -63,6 +63,7 @@ from cv_patchpose.training.objective import Logits, PoseLoss, imitation_loss
 from cv_patchpose.training.optimization import learning_rate
 from cv_patchpose.training.options import ROTATIONS, SynthesisConfig, TrainConfig
 from cv_patchpose.training.prefetch import prefetch
+from cv_patchpose.training.rings import RingNetConfig
 from cv_patchpose.training.sources import POOL_BATCHES, ViewSource, measure
 from cv_patchpose.training.widening import can_widen, widen
 
@@ -217,6 +218,19 @@ def teach(network: nn.Module, batch: DeviceBatch, agree: Agreement) -> Logits:
     return Logits(*(torch.where(known, a, b) for a, b in zip(agreed, alone, strict=True)))
 
 
+def _load_elder(checkpoint: str) -> nn.Module:
+    with naming({"checkpoint": "elder"}):
+        state = load_checkpoint(checkpoint)
+    theirs, ours = shape_of(state), network_config(ring(64))
+    if not isinstance(theirs, RingNetConfig) or (theirs.grid, theirs.bins) != (
+        ours.grid,
+        ours.bins,
+    ):
+        differences = describe_differences(theirs, ours)
+        raise ValueError(f"elder: expected rings as of the family, got {differences}: {checkpoint}")
+    return network_of(state).eval()
+
+
 def _begun_with(checkpoint: str, shape: NetworkConfig) -> nn.Module:
     with naming({"checkpoint": "init"}):
         state = load_checkpoint(checkpoint)
@@ -255,7 +269,7 @@ class Family:
         self.device = device
         pupils = [name for name in FAMILY if name in names and name != teacher]
         self.members = [Member(name, device, (init or {}).get(name)) for name in (teacher, *pupils)]
-        self.elder = network_of(load_checkpoint(elder)).to(device).eval() if elder else None
+        self.elder = _load_elder(elder).to(device) if elder else None
         self.guidance = torch.tensor(0.0, device=device)  # a tensor, as the rates are
         self.agree = Agreement(self.members[0].shape.bins, BASE.teacher_agreement).to(device)
         self.losses = torch.zeros(len(self.members), 2, device=device)
@@ -559,7 +573,12 @@ def main() -> None:
     parser.add_argument("--validate-every", type=float, default=1.0, metavar="MINUTES")
     rings = [name for name in FAMILY if name != "wide"]
     parser.add_argument("--members", nargs="*", choices=list(FAMILY), default=rings)
-    parser.add_argument("--teacher", choices=TEACHERS, default=TEACHERS[0])
+    parser.add_argument(
+        "--teacher",
+        choices=TEACHERS,
+        default=TEACHERS[0],
+        help="member that teaches the others; wide is two-dimensional (rings-384)",
+    )
     parser.add_argument(
         "--elder", metavar="CHECKPOINT", help="network of rings that all imitate at first"
     )

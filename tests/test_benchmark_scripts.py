@@ -59,9 +59,10 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     family = script.Family(["rings-16"], torch.device("cpu"))
     run = script.Run(photographs, tmp_path / "run", family, workers=1, rotation="gradients")
     before = [value.clone() for value in family.members[1].network.parameters()]
-    shown = []
+    shown, guidance = [], []
 
     def recorded(batch):
+        guidance.append(float(family.guidance))
         shown.append((batch, prepare(batch)))
         return shown[-1][1]
 
@@ -69,6 +70,8 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "prepare", recorded)
     run.train(minutes=0.03, validate_every=1.0)
     assert family.steps > 2
+    assert 0.5 < guidance[0] <= 1
+    assert guidance[-1] == 0  # an elder would be left behind
     assert run.supply.arrived >= run.supply.found.filled > 0
     assert (family.losses > 0).all()
     after = family.members[1].network.parameters()
@@ -79,6 +82,8 @@ def test_the_family_trains_on_views_of_both_kinds(load, tmp_path, monkeypatch):
     with torch.no_grad():
         same = zip(family.members[1].average(patches), wider.average(patches), strict=True)
         assert all(torch.allclose(one, other, atol=1e-4) for one, other in same)
+    with pytest.raises(ValueError, match=r"elder: .*no-such\.pt"):
+        script.Family([], torch.device("cpu"), elder=str(tmp_path / "no-such.pt"))
     with pytest.raises(ValueError, match="init: .*another network: .*channels"):
         script.Member("rings-16", torch.device("cpu"), str(tmp_path / "run/rings-384"))
     batch, told = shown[0]
@@ -105,8 +110,7 @@ def test_an_elder_is_imitated_as_far_as_asked(load, monkeypatch, guidance):
     elder = script.build_network(script.network_config(script.ring(16, 16))).eval()
     with torch.no_grad():
         elder.orientation.weight *= 30  # decided
-    monkeypatch.setattr(script, "load_checkpoint", lambda path: {})
-    monkeypatch.setattr(script, "network_of", lambda state: elder)
+    monkeypatch.setattr(script, "_load_elder", lambda path: elder)
     family = script.Family(["rings-16"], torch.device("cpu"), teacher="wide", elder="elder")
     family.guidance.fill_(guidance)
     turns = torch.randint(36, (6, 4))
@@ -130,6 +134,35 @@ def test_an_elder_is_imitated_as_far_as_asked(load, monkeypatch, guidance):
             found = script._apply(member.network, exact).orientation.softmax(-1)
         agree = (found.argmax(-1) == told.argmax(-1)).float().mean()
         assert (agree > 0.8) == bool(guidance), (member.name, agree)
+
+
+def test_an_elder_is_a_network_of_rings(load, monkeypatch):
+    torch = pytest.importorskip("torch")
+    script = load("train_family")
+    monkeypatch.setattr(script, "load_checkpoint", lambda path: {})
+    shape = script.network_config(script.FAMILY["wide"])
+    monkeypatch.setattr(script, "shape_of", lambda state: shape)
+    with pytest.raises(ValueError, match=r"elder: expected rings .* network polar .*: some\.pt"):
+        script.Family([], torch.device("cpu"), elder="some.pt")
+
+
+def test_a_network_of_fewer_rings_is_given_its_own_grid(load):
+    """What is cut out of the patches of the others is what its grid would have sampled."""
+    torch = pytest.importorskip("torch")
+    from skimage import data
+
+    from cv_patchpose.patches import build_pyramid, sample_patches
+
+    script = load("train_family")
+    pyramid = build_pyramid(data.camera())
+    wide, rings = (script.network_config(c) for c in (script.FAMILY["wide"], script.ring(64)))
+    place = np.array([[200.0, 180.0]]), np.full(1, 90.0), np.zeros(1)
+    expected, given = (
+        torch.from_numpy(sample_patches(pyramid, *place, shape.grid)) for shape in (wide, rings)
+    )
+    cut, log_prior = script._cut_patches(wide, None, (given, None))
+    assert torch.allclose(cut, expected, atol=1e-5)
+    assert log_prior.shape == (1, 13)
 
 
 def test_the_family_is_fed_keypoints_found_again(load):
