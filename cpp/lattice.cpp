@@ -10,6 +10,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own header
 #endif
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace patchpose {
@@ -22,18 +24,38 @@ constexpr int kBlock = 256;
 #error "Pixels are told apart in words whose lowest byte comes first; build without the kernel"
 #endif
 
-// The left and the right pixel of a sample are kept in 32-bit words, whatever their type, so that
-// the loops see equal lanes. Word k begins at byte first_byte(k); `value` returns one of the
-// 2 * kChannels values.
+using Words = std::uint32_t[kBlock];
+
+// Reads the word at each of `count` byte offsets, a multiple of kLanes.
+inline void gather(const char* origin, const std::int32_t* offset, int count,
+                   std::uint32_t* words) {
+#if defined(__AVX512F__)
+  for (int j = 0; j < count; j += 16) {
+    const __m512i bytes = _mm512_load_si512(offset + j);
+    const __m512i zero = _mm512_setzero_si512();
+    _mm512_store_si512(words + j, _mm512_mask_i32gather_epi32(zero, 0xffff, bytes, origin, 1));
+  }
+#elif defined(__AVX2__)
+  for (int j = 0; j < count; j += 8) {
+    const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(offset + j));
+    const __m256i found = _mm256_i32gather_epi32(reinterpret_cast<const int*>(origin), bytes, 1);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(words + j), found);
+  }
+#else
+  for (int j = 0; j < count; ++j) std::memcpy(words + j, origin + offset[j], 4);
+#endif
+}
+
+// The four pixels of a sample, in 32-bit words whatever their type, so that the loops see equal
+// lanes: first those with the upper pixels, then as many with the lower ones. In either half word
+// k begins at byte first_byte(k) of the left pixel; `value` returns one of its 2 * kChannels values.
 template <class T, int kChannels>
 struct Pair;
 
-using Words = std::uint32_t[kBlock];
-
-template <int kChannels>
-struct Pair<std::uint8_t, kChannels> {
-  // Three channels: two overlapping words of the six bytes, since further bytes may lie outside.
-  static constexpr int kWords = kChannels == 1 ? 1 : 2;
+template <>
+struct Pair<std::uint8_t, 3> {
+  // Two overlapping words of the six bytes, since further bytes may lie outside.
+  static constexpr int kWords = 2;
   static constexpr int first_byte(int k) { return 2 * k; }
   static float value(const Words* words, int j, int i) {
     const std::uint32_t word = i < 3 ? words[0][j] >> (8 * i) : words[1][j] >> (8 * i - 16);
@@ -61,35 +83,66 @@ struct Pair<float, kChannels> {
   }
 };
 
-// Reads the word at each of `count` byte offsets, a multiple of kLanes.
-inline void gather(const char* origin, const std::int32_t* offset, int count,
-                   std::uint32_t* words) {
-#if defined(__AVX512F__)
-  for (int j = 0; j < count; j += 16) {
-    const __m512i bytes = _mm512_load_si512(offset + j);
-    const __m512i zero = _mm512_setzero_si512();
-    _mm512_store_si512(words + j, _mm512_mask_i32gather_epi32(zero, 0xffff, bytes, origin, 1));
+template <class T, int kChannels>
+struct Corners {
+  using Sides = Pair<T, kChannels>;
+  Words upper[Sides::kWords], lower[Sides::kWords];
+  void read(const char* origin, std::int64_t stride, const std::int32_t* offset, int count) {
+    for (int k = 0; k < Sides::kWords; ++k) {
+      const char* const word = origin + Sides::first_byte(k);
+      gather(word, offset, count, upper[k]);
+      gather(word + stride, offset, count, lower[k]);
+    }
   }
-#elif defined(__AVX2__)
-  for (int j = 0; j < count; j += 8) {
-    const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(offset + j));
-    const __m256i found = _mm256_i32gather_epi32(reinterpret_cast<const int*>(origin), bytes, 1);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(words + j), found);
-  }
-#else
-  for (int j = 0; j < count; ++j) std::memcpy(words + j, origin + offset[j], 4);
-#endif
-}
+  float top_left(int j, int c) const { return Sides::value(upper, j, c); }
+  float top_right(int j, int c) const { return Sides::value(upper, j, c + kChannels); }
+  float low_left(int j, int c) const { return Sides::value(lower, j, c); }
+  float low_right(int j, int c) const { return Sides::value(lower, j, c + kChannels); }
+};
 
-// The same where an image ends after the two bytes that are wanted.
-inline void gather_two_bytes(const char* origin, const std::int32_t* offset, int count,
-                             std::uint32_t* words) {
-  for (int j = 0; j < count; ++j) {
-    std::uint16_t both;
-    std::memcpy(&both, origin + offset[j], sizeof both);
-    words[j] = both;
+// Grey bytes: all four in one word, put together from pairs of bytes. Gathers would fetch words of
+// which half is not wanted, some beyond the image's end, and take twice as long on some processors.
+template <>
+struct Corners<std::uint8_t, 1> {
+  alignas(64) std::uint32_t words[kBlock];
+  void read(const char* origin, std::int64_t stride, const std::int32_t* offset, int count) {
+    const char* const below = origin + stride;
+#if defined(__SSE2__)
+    for (int j = 0; j < count; j += 8) {
+      const __m128i top = eight_pairs(origin, offset + j), low = eight_pairs(below, offset + j);
+      __m128i* const to = reinterpret_cast<__m128i*>(words + j);
+      _mm_store_si128(to, _mm_unpacklo_epi16(top, low));
+      _mm_store_si128(to + 1, _mm_unpackhi_epi16(top, low));
+    }
+#else
+    for (int j = 0; j < count; ++j) {
+      words[j] = pair(origin + offset[j]) | std::uint32_t(pair(below + offset[j])) << 16;
+    }
+#endif
   }
-}
+  static std::uint16_t pair(const char* at) {
+    std::uint16_t both;
+    std::memcpy(&both, at, sizeof both);
+    return both;
+  }
+#if defined(__SSE2__)
+  static __m128i eight_pairs(const char* from, const std::int32_t* offset) {
+    __m128i pairs = _mm_cvtsi32_si128(pair(from + offset[0]));
+    pairs = _mm_insert_epi16(pairs, pair(from + offset[1]), 1);
+    pairs = _mm_insert_epi16(pairs, pair(from + offset[2]), 2);
+    pairs = _mm_insert_epi16(pairs, pair(from + offset[3]), 3);
+    pairs = _mm_insert_epi16(pairs, pair(from + offset[4]), 4);
+    pairs = _mm_insert_epi16(pairs, pair(from + offset[5]), 5);
+    pairs = _mm_insert_epi16(pairs, pair(from + offset[6]), 6);
+    return _mm_insert_epi16(pairs, pair(from + offset[7]), 7);
+  }
+#endif
+  float byte(int j, int k) const { return float(std::int32_t(words[j] >> (8 * k) & 0xff)); }
+  float top_left(int j, int) const { return byte(j, 0); }
+  float top_right(int j, int) const { return byte(j, 1); }
+  float low_left(int j, int) const { return byte(j, 2); }
+  float low_right(int j, int) const { return byte(j, 3); }
+};
 
 template <class T>
 constexpr float kScale = 1.0f;
@@ -114,64 +167,6 @@ inline __m512 clamp_to(__m512 value, __m512 last) {
 constexpr int padded_count(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 #if defined(__AVX512F__)
-// The four pixels of each lane's sample, of an image of bytes.
-struct Corners {
-  __m512 top_left, top_right, low_left, low_right;
-};
-
-class Gatherer {
- public:
-  explicit Gatherer(const Lattice& at)
-      : origin_(static_cast<const char*>(at.origin)),
-        stride_(at.row_stride),
-        row_(_mm512_set1_epi32(std::int32_t(at.row_stride))) {}
-  Corners operator()(__m512i column, __m512i line) const {
-    const __m512i offset = _mm512_add_epi32(_mm512_mullo_epi32(line, row_), column);
-    const __m512i top = _mm512_i32gather_epi32(offset, origin_, 1);
-    const __m512i low = _mm512_i32gather_epi32(offset, origin_ + stride_, 1);
-    return {byte(top, 0), byte(top, 1), byte(low, 0), byte(low, 1)};
-  }
-
- private:
-  // Byte k of each lane; where the highest bit of a place is set, a shuffle puts 0.
-  static __m512 byte(__m512i words, int k) {
-    const __m512i lowest = _mm512_set4_epi32(0x8080800c, 0x80808008, 0x80808004, 0x80808000);
-    const __m512i place = _mm512_add_epi32(lowest, _mm512_set1_epi32(k));
-    return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(words, place));
-  }
-  const char* origin_;
-  std::int64_t stride_;
-  __m512i row_;
-};
-
-#if defined(__AVX512VBMI__)
-// For narrow lattices, whose pixels fit into one vector: a permutation finds those of all lanes at
-// once, where a gather reads one by one.
-class Table {
- public:
-  explicit Table(const Lattice& at) {
-    alignas(64) char bytes[kNarrow * kNarrow];
-    for (int k = 0; k < kNarrow; ++k) {
-      const char* const line = static_cast<const char*>(at.origin) + k * at.row_stride;
-      std::memcpy(bytes + k * kNarrow, line, kNarrow);
-    }
-    bytes_ = _mm512_load_si512(bytes);
-  }
-  Corners operator()(__m512i column, __m512i line) const {
-    const __m512i index = _mm512_add_epi32(_mm512_slli_epi32(line, 3), column);
-    return {byte(index, 0), byte(index, 1), byte(index, kNarrow), byte(index, kNarrow + 1)};
-  }
-
- private:
-  __m512 byte(__m512i index, int step) const {
-    constexpr __mmask64 kLowest = 0x1111111111111111;  // of each lane's bytes
-    const __m512i at = _mm512_add_epi32(index, _mm512_set1_epi32(step));
-    return _mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(kLowest, at, bytes_));
-  }
-  __m512i bytes_;
-};
-#endif
-
 // The lanes of a vector, whose first one is at `first`, that lie in [begin, end).
 inline __mmask16 lanes_in(int first, int begin, int end) {
   const auto below = [first](int limit) {
@@ -181,30 +176,46 @@ inline __mmask16 lanes_in(int first, int begin, int end) {
   return __mmask16(below(end) & ~below(begin));
 }
 
-// What sample_lattice does, for grey bytes: in one pass and without buffers, which compilers do not
-// make of gathers.
-template <class Reader, bool kInside>
-void sample_bytes_at(const Lattice& at, float* out) {
-  const Reader read(at);
+#endif
+
+#if defined(__AVX512VBMI__)
+// What sample_lattice does for narrow lattices of grey bytes, whose pixels fit into four vectors: a
+// permutation finds the four pixels of every lane's sample, where others read them one by one.
+void sample_narrow(const Lattice& at, float* out) {
+  static_assert(kNarrow == 16, "a row of pixels is a quarter of a vector");
+  alignas(64) char bytes[kNarrow * kNarrow];
+  for (int k = 0; k < kNarrow; ++k) {
+    const char* const line = static_cast<const char*>(at.origin) + k * at.row_stride;
+    std::memcpy(bytes + k * kNarrow, line, kNarrow);
+  }
+  const __m512i rows_0 = _mm512_load_si512(bytes), rows_4 = _mm512_load_si512(bytes + 64);
+  const __m512i rows_8 = _mm512_load_si512(bytes + 128), rows_12 = _mm512_load_si512(bytes + 192);
   const __m512 start_x = _mm512_set1_ps(at.x), start_y = _mm512_set1_ps(at.y);
   const __m512 right = _mm512_set1_ps(at.right), down = _mm512_set1_ps(at.down);
   const __m512 last_x = _mm512_set1_ps(at.last_x), last_y = _mm512_set1_ps(at.last_y);
+  const __m512i lowest = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const __m512i step = _mm512_set1_epi32((kNarrow + 1) << 24 | kNarrow << 16 | 1 << 8);
+  const __m512i mask = _mm512_set1_epi32(0xff);
   const auto sample = [&](int first, __mmask16 wanted) {
     // Lanes that are not wanted read at (x, y), which lies inside where samples do.
     const __m512 u = _mm512_maskz_loadu_ps(wanted, at.u + first);
     const __m512 v = _mm512_maskz_loadu_ps(wanted, at.v + first);
-    __m512 x = start_x + (right * u - down * v);
-    __m512 y = start_y + (down * u + right * v);
-    if (!kInside) {
-      x = clamp_to(x, last_x);
-      y = clamp_to(y, last_y);
-    }
+    const __m512 x = clamp_to(start_x + (right * u - down * v), last_x);
+    const __m512 y = clamp_to(start_y + (down * u + right * v), last_y);
     const __m512i column = _mm512_cvttps_epi32(x), line = _mm512_cvttps_epi32(y);
     const __m512 weight_x = x - _mm512_cvtepi32_ps(column);
     const __m512 weight_y = y - _mm512_cvtepi32_ps(line);
-    const Corners of = read(column, line);
-    const __m512 top = of.top_left + weight_x * (of.top_right - of.top_left);
-    const __m512 low = of.low_left + weight_x * (of.low_right - of.low_left);
+    const __m512i pixel = _mm512_add_epi32(_mm512_slli_epi32(line, 4), column);
+    const __m512i index = _mm512_add_epi8(_mm512_shuffle_epi8(pixel, lowest), step);
+    const __m512i four = _mm512_mask_blend_epi8(
+        _mm512_movepi8_mask(index), _mm512_permutex2var_epi8(rows_0, index, rows_4),
+        _mm512_permutex2var_epi8(rows_8, index, rows_12));
+    const __m512 top_left = _mm512_cvtepi32_ps(_mm512_and_si512(four, mask));
+    const __m512 top_right = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(four, 8), mask));
+    const __m512 low_left = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(four, 16), mask));
+    const __m512 low_right = _mm512_cvtepi32_ps(_mm512_srli_epi32(four, 24));
+    const __m512 top = top_left + weight_x * (top_right - top_left);
+    const __m512 low = low_left + weight_x * (low_right - low_left);
     const __m512 value = top + weight_y * (low - top);
     _mm512_mask_storeu_ps(out + first, wanted, value * _mm512_set1_ps(kScale<std::uint8_t>));
   };
@@ -212,33 +223,17 @@ void sample_bytes_at(const Lattice& at, float* out) {
   for (int first = 0; first < whole; first += kLanes) sample(first, 0xffff);
   if (whole < count) sample(whole, lanes_in(whole, 0, count));
 }
-
-template <class Reader>
-void sample_bytes(const Lattice& at, float* out) {
-  return at.inside ? sample_bytes_at<Reader, true>(at, out)
-                   : sample_bytes_at<Reader, false>(at, out);
-}
 #endif
 
-template <class T, int kChannels>
-void sample_lattice(const Lattice& lattice, float* out) {
-#if defined(__AVX512F__)
-  if (kChannels == 1 && sizeof(T) == 1) {
-#if defined(__AVX512VBMI__)
-    if (lattice.narrow) return sample_bytes<Table>(lattice, out);
-#endif
-    if (!lattice.at_end) return sample_bytes<Gatherer>(lattice, out);
-  }
-#endif
-  using Pixels = Pair<T, kChannels>;
+template <class T, int kChannels, bool kInside>
+void sample_wide(const Lattice& lattice, float* out) {
   constexpr int kPixelBytes = kChannels * int(sizeof(T));
   const Lattice at = lattice;
   const char* const origin = static_cast<const char*>(at.origin);
   const std::int32_t row = std::int32_t(at.row_stride);
   alignas(64) std::int32_t offset[kBlock];  // bytes from the origin to a sample's upper left pixel
   alignas(64) float weight_x[kBlock], weight_y[kBlock];  // shares of the right and lower pixels
-  alignas(64) Words upper[Pixels::kWords], lower[Pixels::kWords];
-  alignas(64) float rest[kBlock];  // results of a block that ends amid a vector
+  alignas(64) Corners<T, kChannels> corners;
 
   for (int first = 0; first < at.count; first += kBlock) {
     const int count = at.count - first < kBlock ? at.count - first : kBlock;
@@ -246,41 +241,49 @@ void sample_lattice(const Lattice& lattice, float* out) {
     const float* const u = at.u + first;
     const float* const v = at.v + first;
     for (int j = 0; j < padded; ++j) {
-      const float x = clamp_to(at.x + (at.right * u[j] - at.down * v[j]), at.last_x);
-      const float y = clamp_to(at.y + (at.down * u[j] + at.right * v[j]), at.last_y);
+      float x = at.x + (at.right * u[j] - at.down * v[j]);
+      float y = at.y + (at.down * u[j] + at.right * v[j]);
+      if (!kInside) {
+        x = clamp_to(x, at.last_x);
+        y = clamp_to(y, at.last_y);
+      }
       const std::int32_t column = std::int32_t(x);
       const std::int32_t line = std::int32_t(y);
       weight_x[j] = x - float(column);
       weight_y[j] = y - float(line);
       offset[j] = line * row + column * kPixelBytes;
     }
-    // What follows the samples may lie farther out than they do, where at_end does not look.
+    // What follows the samples may lie farther out than they do.
     for (int j = count; j < padded; ++j) offset[j] = offset[0];
-    if (2 * kPixelBytes < 4 && at.at_end) {
-      gather_two_bytes(origin, offset, padded, upper[0]);
-      gather_two_bytes(origin + at.row_stride, offset, padded, lower[0]);
-    } else {
-      for (int k = 0; k < Pixels::kWords; ++k) {
-        const char* const word = origin + Pixels::first_byte(k);
-        gather(word, offset, padded, upper[k]);
-        gather(word + at.row_stride, offset, padded, lower[k]);
-      }
-    }
+    corners.read(origin, at.row_stride, offset, padded);
     for (int c = 0; c < kChannels; ++c) {
+      const auto blend = [&](int begin, int end, float* values) {
+        for (int j = begin; j < end; ++j) {
+          const float top_left = corners.top_left(j, c), low_left = corners.low_left(j, c);
+          const float top = top_left + weight_x[j] * (corners.top_right(j, c) - top_left);
+          const float low = low_left + weight_x[j] * (corners.low_right(j, c) - low_left);
+          values[j - begin] = (top + weight_y[j] * (low - top)) * kScale<T>;
+        }
+      };
       float* const found = out + std::int64_t(c) * at.count + first;
-      float* const target = count == padded ? found : rest;
-      for (int j = 0; j < padded; ++j) {
-        const float top_left = Pixels::value(upper, j, c);
-        const float low_left = Pixels::value(lower, j, c);
-        const float top =
-            top_left + weight_x[j] * (Pixels::value(upper, j, c + kChannels) - top_left);
-        const float low =
-            low_left + weight_x[j] * (Pixels::value(lower, j, c + kChannels) - low_left);
-        target[j] = (top + weight_y[j] * (low - top)) * kScale<T>;
+      const int whole = count / kLanes * kLanes;
+      blend(0, whole, found);
+      if (whole < count) {
+        float rest[kLanes];
+        blend(whole, whole + kLanes, rest);
+        std::memcpy(found + whole, rest, (count - whole) * sizeof(float));
       }
-      if (target == rest) std::memcpy(found, rest, count * sizeof(float));
     }
   }
+}
+
+template <class T, int kChannels>
+void sample_lattice(const Lattice& lattice, float* out) {
+#if defined(__AVX512VBMI__)
+  if (kChannels == 1 && sizeof(T) == 1 && lattice.narrow) return sample_narrow(lattice, out);
+#endif
+  return lattice.inside ? sample_wide<T, kChannels, true>(lattice, out)
+                        : sample_wide<T, kChannels, false>(lattice, out);
 }
 
 Moments measure(const float* values, int count, float pivot) {

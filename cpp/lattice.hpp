@@ -11,8 +11,8 @@ namespace patchpose {
 
 // 32-bit lanes of the widest vectors. Whole vectors only: what is left over would take as long.
 constexpr int kLanes = 16;
-// Side of the squares of pixels that one vector can hold, a byte each.
-constexpr int kNarrow = 8;
+// Side of the squares of pixels that four vectors can hold, a byte each.
+constexpr int kNarrow = 16;
 
 enum class Dtype { kUint8, kUint16, kFloat32 };
 
@@ -30,7 +30,6 @@ struct Lattice {
   int count;             // samples
   bool inside;           // none would have to be moved to the level's edge
   bool narrow;           // all lie in the first kNarrow x kNarrow pixels, their neighbours too
-  bool at_end;           // some may lie at the level's last pixels, with no memory behind them
 };
 
 // Writes channel c of sample j to out[c * count + j], in [0, 1] for integers.

@@ -38,8 +38,7 @@ struct Axis {
     // its share.
     const double slack = 1e-6 * (std::abs(middle) + reach + 1.0);
     const double farthest = middle + reach + slack;
-    reaches_end = !(std::max(farthest, 0.0) + 4.0 < double(size - origin));
-    inside = middle - reach > slack && !reaches_end;
+    inside = middle - reach > slack && farthest < double(size - 1 - origin);
     narrow = origin + kNarrow <= size && farthest < kNarrow - 1;
   }
   // The next smaller number, for positive ones; std::nextafter is a slow call.
@@ -53,7 +52,6 @@ struct Axis {
   std::int64_t origin;  // pixels
   float start;          // pixels from the origin
   float last;           // pixels from the origin
-  bool reaches_end;     // a sample may lie in the last four pixels, rounding included
   bool inside;          // none has to be moved to the first or the last pixel
   bool narrow;          // all lie in the first kNarrow pixels, right neighbours too
 };
@@ -113,7 +111,6 @@ class LevelReader {
         count,
         x.inside && y.inside,
         x.narrow && y.narrow,
-        x.reaches_end && y.reaches_end,
     };
     sample_(lattice, out);
   }
