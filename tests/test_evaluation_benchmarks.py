@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import runpy
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -528,6 +530,38 @@ def test_units_keep_their_order_and_failures_their_names(jobs):
     samples, failures = run_units(measure_even, units, jobs)
     assert samples == ["0", "2", "4"]
     assert failures == {"1": "1 is odd", "3": "3 is odd"}
+
+
+def measure_process(unit):
+    time.sleep(float(unit.name))
+    return [os.getpid()]
+
+
+def test_a_process_measures_neighbours_and_then_helps_the_others():
+    processes, _ = run_units(measure_process, [Unit("0.1")] * 20, 2)
+    assert len(set(processes[:5])) == len(set(processes[10:15])) == 1
+    assert processes[0] != processes[10]
+    units = [Unit("3")] + [Unit("0")] * 5
+    processes, _ = run_units(measure_process, units, 2)
+    assert processes[0] not in processes[1:]
+    assert len(set(processes[1:])) == 1
+
+
+def test_one_process_may_have_nothing_to_do():
+    assert run_units(measure_even, [Unit("2")], 4) == (["2"], {})
+    assert run_units(measure_even, [], 2) == ([], {})
+
+
+def measure_and_die(unit):
+    if unit.name == "3":
+        os._exit(1)
+    return [unit.name]
+
+
+def test_a_process_that_dies_is_told():
+    units = [Unit(str(number)) for number in range(5)]
+    with pytest.raises(ChildProcessError, match="2 processes that finish, got one that died"):
+        run_units(measure_and_die, units, 2)
 
 
 def test_nothing_measured_is_an_error():

@@ -6,9 +6,9 @@ import math
 import multiprocessing
 import os
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from cv_patchpose.evaluation.attempts import MethodsFailed, describe_error
@@ -249,16 +250,31 @@ def _run_in_pool(
 ) -> Iterator[tuple[int, Attempt[Measured]]]:
     threads = threads_per_process(jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _prepare_worker, (threads,)) as pool:
-        try:
-            pending = {pool.submit(_attempt, measure, unit): i for i, unit in enumerate(units)}
-            for future in as_completed(pending):
-                yield pending[future], future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                f"jobs: expected {jobs} processes that finish, got one that died, most likely for "
-                "lack of memory: try fewer --jobs. Unless --no-cache was given, a rerun continues "
-                "from the results that are cached"
-            ) from error
-        finally:  # Ctrl-C must not wait for all that is left
-            pool.shutdown(cancel_futures=True)
+    # Neighbours share images, whose features a process keeps: each has a row of its own.
+    shares = [deque(share) for share in np.array_split(np.arange(len(units)), jobs)]
+    pools = [ProcessPoolExecutor(1, context, _prepare_worker, (threads,)) for _ in range(jobs)]
+    pending: dict[Future[Attempt[Measured]], tuple[int, int]] = {}
+
+    def start_next(worker: int) -> None:
+        own, longest = shares[worker], max(shares, key=len)
+        if own or longest:
+            index = int(own.popleft() if own else longest.pop())
+            pending[pools[worker].submit(_attempt, measure, units[index])] = worker, index
+
+    try:
+        for worker in range(jobs):
+            start_next(worker)
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                worker, index = pending.pop(future)
+                start_next(worker)
+                yield index, future.result()
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"jobs: expected {jobs} processes that finish, got one that died, most likely for "
+            "lack of memory: try fewer --jobs. Unless --no-cache was given, a rerun continues "
+            "from the results that are cached"
+        ) from error
+    finally:
+        for pool in pools:
+            pool.shutdown()
