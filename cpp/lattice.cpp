@@ -1,6 +1,7 @@
 // Compiled once for each instruction set, with PATCHPOSE_ISA as its name. Everything is local to
 // the file and nothing of the standard library is called: a function that two sets share might be
-// linked from the wrong one. Plain loops, which compilers vectorise, but for some of AVX-512.
+// linked from the wrong one. Plain loops, which compilers vectorise, but for reading pixels and some of
+// AVX-512.
 #include "lattice.hpp"
 
 #include <cstring>
@@ -175,7 +176,6 @@ inline __mmask16 lanes_in(int first, int begin, int end) {
   };
   return __mmask16(below(end) & ~below(begin));
 }
-
 #endif
 
 #if defined(__AVX512VBMI__)
