@@ -1,7 +1,7 @@
 // Compiled once for each instruction set, with PATCHPOSE_ISA as its name. Everything is local to
 // the file and nothing of the standard library is called: a function that two sets share might be
-// linked from the wrong one. Plain loops, which compilers vectorise, but for reading pixels and some of
-// AVX-512.
+// linked from the wrong one. Plain loops, which compilers vectorise, but for reading pixels and for
+// some of AVX-512.
 #include "lattice.hpp"
 
 #include <cstring>
@@ -48,8 +48,8 @@ inline void gather(const char* origin, const std::int32_t* offset, int count,
 }
 
 // The four pixels of a sample, in 32-bit words whatever their type, so that the loops see equal
-// lanes: first those with the upper pixels, then as many with the lower ones. In either half word
-// k begins at byte first_byte(k) of the left pixel; `value` returns one of its 2 * kChannels values.
+// lanes: those of the two upper pixels and as many of the two lower ones. In a pair, word k begins
+// at byte first_byte(k) of the left pixel; `value` returns one of its 2 * kChannels values.
 template <class T, int kChannels>
 struct Pair;
 
