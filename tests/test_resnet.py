@@ -29,7 +29,7 @@ from cv_patchpose.training.export import export_checkpoint  # noqa: E402
 from cv_patchpose.training.networks import describe_differences, network_config  # noqa: E402
 from cv_patchpose.training.objective import pair_changes  # noqa: E402
 from cv_patchpose.training.optimization import learning_rate  # noqa: E402
-from cv_patchpose.training.options import TrainConfig  # noqa: E402
+from cv_patchpose.training.options import SynthesisConfig, TrainConfig  # noqa: E402
 from cv_patchpose.training.recipes import PAPER, RECIPES, VIEWS, recipe  # noqa: E402
 from cv_patchpose.training.resnet import ResNetConfig, ResNetPose  # noqa: E402
 from cv_patchpose.training.sources import PatchPoseSource  # noqa: E402
@@ -337,6 +337,13 @@ def test_other_numbers_of_bins(texture_folder, tmp_path, name, bins):
     estimator = PoseEstimator(export_checkpoint(tmp_path, tmp_path / "model.onnx"))
     found = estimator.histograms(np.zeros((1, *estimator.metadata.patch_shape), np.float32))
     assert (found.orientation.shape[1], found.scale.shape[1]) == bins
+
+
+def test_pairs_refuse_the_options_of_views():
+    pairs = {"network": "resnet18", "source": "patchpose"}
+    with pytest.raises(ValueError, match="clean: expected it left out with PatchPose pairs"):
+        TrainConfig(**pairs, synthesis=SynthesisConfig(clean=0.5))
+    TrainConfig(**pairs, synthesis=SynthesisConfig(magnification=20.0))  # the model's
 
 
 def test_polar_networks_refuse_what_they_cannot_learn():

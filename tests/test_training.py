@@ -506,7 +506,7 @@ def test_export_in_eight_bits_runs_on_both_engines_alike(ring_run, texture_folde
     for ours, theirs in zip(vars(one).values(), vars(other).values(), strict=True):
         differences = np.abs(ours - theirs).max(1)
         assert np.quantile(differences, 0.9) <= 2e-5
-        assert differences.max() <= 3e-3  # a value on the edge may be rounded to either side
+        assert differences.max() <= 5e-3  # a value on the edge may be rounded to either side
     exact = PoseEstimator(plain).histograms(patches)
     assert 0 < np.abs(one.orientation - exact.orientation).sum(1).mean() < 0.15
 
