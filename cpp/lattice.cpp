@@ -158,13 +158,6 @@ inline float clamp_to(float value, float last) {
   return positive < last ? positive : last;
 }
 
-#if defined(__AVX512F__)
-inline __m512 clamp_to(__m512 value, __m512 last) {
-  // The second operand of not-a-number is what _mm512_max_ps returns.
-  return _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), last);
-}
-#endif
-
 constexpr int padded_count(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 #if defined(__AVX512F__)
@@ -179,6 +172,11 @@ inline __mmask16 lanes_in(int first, int begin, int end) {
 #endif
 
 #if defined(__AVX512VBMI__)
+inline __m512 clamp_to(__m512 value, __m512 last) {
+  // The second operand of not-a-number is what _mm512_max_ps returns.
+  return _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), last);
+}
+
 // What sample_lattice does for narrow lattices of grey bytes, whose pixels fit into four vectors: a
 // permutation finds the four pixels of every lane's sample, where others read them one by one.
 void sample_narrow(const Lattice& at, float* out) {
@@ -196,10 +194,8 @@ void sample_narrow(const Lattice& at, float* out) {
   const __m512i lowest = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   const __m512i step = _mm512_set1_epi32((kNarrow + 1) << 24 | kNarrow << 16 | 1 << 8);
   const __m512i mask = _mm512_set1_epi32(0xff);
-  const auto sample = [&](int first, __mmask16 wanted) {
-    // Lanes that are not wanted read at (x, y), which lies inside where samples do.
-    const __m512 u = _mm512_maskz_loadu_ps(wanted, at.u + first);
-    const __m512 v = _mm512_maskz_loadu_ps(wanted, at.v + first);
+  for (int first = 0; first < at.count; first += kLanes) {
+    const __m512 u = _mm512_loadu_ps(at.u + first), v = _mm512_loadu_ps(at.v + first);
     const __m512 x = clamp_to(start_x + (right * u - down * v), last_x);
     const __m512 y = clamp_to(start_y + (down * u + right * v), last_y);
     const __m512i column = _mm512_cvttps_epi32(x), line = _mm512_cvttps_epi32(y);
@@ -217,11 +213,9 @@ void sample_narrow(const Lattice& at, float* out) {
     const __m512 top = top_left + weight_x * (top_right - top_left);
     const __m512 low = low_left + weight_x * (low_right - low_left);
     const __m512 value = top + weight_y * (low - top);
-    _mm512_mask_storeu_ps(out + first, wanted, value * _mm512_set1_ps(kScale<std::uint8_t>));
-  };
-  const int count = at.count, whole = count / kLanes * kLanes;
-  for (int first = 0; first < whole; first += kLanes) sample(first, 0xffff);
-  if (whole < count) sample(whole, lanes_in(whole, 0, count));
+    _mm512_mask_storeu_ps(out + first, lanes_in(first, 0, at.count),
+                          value * _mm512_set1_ps(kScale<std::uint8_t>));
+  }
 }
 #endif
 
@@ -237,24 +231,26 @@ void sample_wide(const Lattice& lattice, float* out) {
 
   for (int first = 0; first < at.count; first += kBlock) {
     const int count = at.count - first < kBlock ? at.count - first : kBlock;
-    const int padded = padded_count(count);
+    const int whole = count / kLanes * kLanes, padded = padded_count(count);
     const float* const u = at.u + first;
     const float* const v = at.v + first;
-    for (int j = 0; j < padded; ++j) {
-      float x = at.x + (at.right * u[j] - at.down * v[j]);
-      float y = at.y + (at.down * u[j] + at.right * v[j]);
-      if (!kInside) {
-        x = clamp_to(x, at.last_x);
-        y = clamp_to(y, at.last_y);
+    const auto locate = [&](int begin, int end, bool inside) {
+      for (int j = begin; j < end; ++j) {
+        float x = at.x + (at.right * u[j] - at.down * v[j]);
+        float y = at.y + (at.down * u[j] + at.right * v[j]);
+        if (!inside) {
+          x = clamp_to(x, at.last_x);
+          y = clamp_to(y, at.last_y);
+        }
+        const std::int32_t column = std::int32_t(x);
+        const std::int32_t line = std::int32_t(y);
+        weight_x[j] = x - float(column);
+        weight_y[j] = y - float(line);
+        offset[j] = line * row + column * kPixelBytes;
       }
-      const std::int32_t column = std::int32_t(x);
-      const std::int32_t line = std::int32_t(y);
-      weight_x[j] = x - float(column);
-      weight_y[j] = y - float(line);
-      offset[j] = line * row + column * kPixelBytes;
-    }
-    // What follows the samples may lie farther out than they do.
-    for (int j = count; j < padded; ++j) offset[j] = offset[0];
+    };
+    locate(0, whole, kInside);
+    locate(whole, padded, false);  // what follows the samples may lie farther out than they do
     corners.read(origin, at.row_stride, offset, padded);
     for (int c = 0; c < kChannels; ++c) {
       const auto blend = [&](int begin, int end, float* values) {
@@ -266,7 +262,6 @@ void sample_wide(const Lattice& lattice, float* out) {
         }
       };
       float* const found = out + std::int64_t(c) * at.count + first;
-      const int whole = count / kLanes * kLanes;
       blend(0, whole, found);
       if (whole < count) {
         float rest[kLanes];
@@ -280,7 +275,9 @@ void sample_wide(const Lattice& lattice, float* out) {
 template <class T, int kChannels>
 void sample_lattice(const Lattice& lattice, float* out) {
 #if defined(__AVX512VBMI__)
-  if (kChannels == 1 && sizeof(T) == 1 && lattice.narrow) return sample_narrow(lattice, out);
+  if constexpr (kChannels == 1 && sizeof(T) == 1) {
+    if (lattice.narrow) return sample_narrow(lattice, out);
+  }
 #endif
   return lattice.inside ? sample_wide<T, kChannels, true>(lattice, out)
                         : sample_wide<T, kChannels, false>(lattice, out);

@@ -246,9 +246,10 @@ void sample_polar(const PyramidView& pyramid, const KeypointView& keypoints, con
       check_keypoint(keypoints, i);
       const Turn turn(keypoints.angle_deg[i]);
       const double window = keypoints.window[i];
-      // Rings of one level together, those that are narrow wherever they lie on their own: a pixel
-      // goes to the fraction of the first sample's position, one to the last one's neighbour.
-      const double narrow = (kNarrow - 2.02) / 2 / window;
+      // Rings of one level together, but those of grey bytes that are narrow wherever they lie on
+      // their own: a pixel goes to the fraction of the first sample's position, one to the last
+      // one's neighbour. For all kernels alike, since what they count from decides the rounding.
+      const double narrow = pyramid.dtype == Dtype::kUint8 ? (kNarrow - 2.02) / 2 / window : 0.0;
       int level = reader.choose_level(grid.spacing[0] * window, 0);
       for (int k = 0, end; k < rows; k = end) {
         const bool is_narrow = level == 0 && grid.radii[k] < narrow;

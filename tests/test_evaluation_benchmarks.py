@@ -538,7 +538,7 @@ def measure_process(unit):
 
 
 def test_a_process_measures_neighbours_and_then_helps_the_others():
-    processes, _ = run_units(measure_process, [Unit("0.1")] * 20, 2)
+    processes, _ = run_units(measure_process, [Unit("0.2")] * 20, 2)
     assert len(set(processes[:5])) == len(set(processes[10:15])) == 1
     assert processes[0] != processes[10]
     units = [Unit("3")] + [Unit("0")] * 5
@@ -548,7 +548,7 @@ def test_a_process_measures_neighbours_and_then_helps_the_others():
 
 
 def test_one_process_may_have_nothing_to_do():
-    assert run_units(measure_even, [Unit("2")], 4) == (["2"], {})
+    assert run_units(measure_even, [Unit("2")], 1000) == (["2"], {})
     assert run_units(measure_even, [], 2) == ([], {})
 
 

@@ -278,7 +278,8 @@ def guard(pixels):  # the page behind the last pixel cannot be read
 
 random = np.random.default_rng(0)
 for dtype in ("uint8", "uint16", "float32"):
-    for shape in ((2, 2), (2, 3), (3, 5), (8, 8), (61, 83), (2, 2, 3), (61, 83, 3)):
+    narrow = ((15, 16), (16, 16), (17, 16))  # beside what registers hold
+    for shape in ((2, 2), (2, 3), (3, 5), *narrow, (61, 83), (2, 2, 3), (61, 83, 3)):
         pyramid = ImagePyramid([guard(np.ones(shape, dtype))], len(shape) == 3)
         size = np.array(shape[1::-1])
         xy = random.uniform(-0.2, 1.2, (1500, 2)) * size

@@ -339,11 +339,12 @@ def test_other_numbers_of_bins(texture_folder, tmp_path, name, bins):
     assert (found.orientation.shape[1], found.scale.shape[1]) == bins
 
 
-def test_pairs_refuse_the_options_of_views():
-    pairs = {"network": "resnet18", "source": "patchpose"}
+def test_pairs_refuse_the_options_of_views(photographs):
+    config = dataclasses.replace(PAPER, synthesis=SynthesisConfig(clean=0.5))
     with pytest.raises(ValueError, match="clean: expected it left out with PatchPose pairs"):
-        TrainConfig(**pairs, synthesis=SynthesisConfig(clean=0.5))
-    TrainConfig(**pairs, synthesis=SynthesisConfig(magnification=20.0))  # the model's
+        PatchPoseSource(photographs, config, network_config(config))
+    config = dataclasses.replace(PAPER, synthesis=SynthesisConfig(magnification=20.0))
+    PatchPoseSource(photographs, config, network_config(config))  # it is the model's
 
 
 def test_polar_networks_refuse_what_they_cannot_learn():

@@ -249,6 +249,7 @@ def _run_in_pool(
     measure: Callable[[Unit], list[Measured]], units: Sequence[Unit], jobs: int
 ) -> Iterator[tuple[int, Attempt[Measured]]]:
     threads = threads_per_process(jobs)
+    jobs = max(1, min(jobs, len(units)))
     context = multiprocessing.get_context("spawn")
     # Neighbours share images, whose features a process keeps: each has a row of its own.
     shares = [deque(share) for share in np.array_split(np.arange(len(units)), jobs)]
@@ -276,5 +277,5 @@ def _run_in_pool(
             "from the results that are cached"
         ) from error
     finally:
-        for pool in pools:
+        for pool in pools:  # each finishes the unit that it is at, whose results are kept
             pool.shutdown()

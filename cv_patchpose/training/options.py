@@ -249,19 +249,6 @@ class TrainConfig:
             raise ValueError("separable, aligned: expected False for rings, got True")
         if self.teacher and self.network == "resnet18":
             raise ValueError(f"teacher: expected none for resnet18, got {self.teacher!r}")
-        if self.source == "patchpose":
-            _refuse_view_options(self.synthesis)
-
-
-def _refuse_view_options(synthesis: SynthesisConfig) -> None:
-    for field in dataclasses.fields(synthesis):
-        value = getattr(synthesis, field.name)
-        # The magnification is the model's, whatever it was trained on.
-        if field.name != "magnification" and value != field.default:
-            raise ValueError(
-                f"{field.name}: expected it left out with PatchPose pairs, of which no views are "
-                f"made (--recipe views makes them), got {value!r}"
-            )
 
 
 _SYNTHESIS_RULES: dict[str, _Rule] = {

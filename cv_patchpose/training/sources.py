@@ -32,7 +32,7 @@ from cv_patchpose.training.dataset import Batch, PairStream
 from cv_patchpose.training.imitation import Teacher
 from cv_patchpose.training.networks import NetworkConfig
 from cv_patchpose.training.objective import pose_accuracy, run_network
-from cv_patchpose.training.options import TARGETS, TrainConfig
+from cv_patchpose.training.options import TARGETS, SynthesisConfig, TrainConfig
 from cv_patchpose.training.photographs import read_photographs
 
 VALIDATION_BATCH = 64
@@ -178,12 +178,13 @@ class PatchPoseSource:
         shape: of the network, whose patch size the pairs have.
 
     Raises:
-        ValueError: a folder or a dataset that does not serve.
+        ValueError: a folder or a dataset that does not serve, or an option of views.
 
     Source: Lee, Jeong, Cho, BMVC 2021, section 4.1.
     """
 
     def __init__(self, images: Path | str, config: TrainConfig, shape: NetworkConfig) -> None:
+        _refuse_view_options(config.synthesis)
         self.config, self.shape = config, shape
         self.target = config.targets[0] if len(config.targets) < len(TARGETS) else "joint"
         self.sources = _open_pairs(Path(images), shape.grid, config)
@@ -256,6 +257,17 @@ class PatchPoseSource:
             for epoch in itertools.count()
         )
         return rebatch(itertools.chain.from_iterable(epochs), batch_size, "train")
+
+
+def _refuse_view_options(synthesis: SynthesisConfig) -> None:
+    for field in dataclasses.fields(synthesis):
+        value = getattr(synthesis, field.name)
+        # The magnification is the model's, whatever it was trained on.
+        if field.name != "magnification" and value != field.default:
+            raise ValueError(
+                f"{field.name}: expected it left out with PatchPose pairs, of which no views are "
+                f"made (--recipe views makes them), got {value!r}"
+            )
 
 
 def _open_pairs(images: Path, grid: object, config: TrainConfig) -> list[PairSource]:
