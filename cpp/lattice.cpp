@@ -203,9 +203,9 @@ void sample_narrow(const Lattice& at, float* out) {
     const __m512 weight_y = y - _mm512_cvtepi32_ps(line);
     const __m512i pixel = _mm512_add_epi32(_mm512_slli_epi32(line, 4), column);
     const __m512i index = _mm512_add_epi8(_mm512_shuffle_epi8(pixel, lowest), step);
-    const __m512i four = _mm512_mask_blend_epi8(
-        _mm512_movepi8_mask(index), _mm512_permutex2var_epi8(rows_0, index, rows_4),
-        _mm512_permutex2var_epi8(rows_8, index, rows_12));
+    const __m512i four = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index),
+                                                _mm512_permutex2var_epi8(rows_0, index, rows_4),
+                                                _mm512_permutex2var_epi8(rows_8, index, rows_12));
     const __m512 top_left = _mm512_cvtepi32_ps(_mm512_and_si512(four, mask));
     const __m512 top_right = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(four, 8), mask));
     const __m512 low_left = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(four, 16), mask));
